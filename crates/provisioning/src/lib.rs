@@ -1,0 +1,237 @@
+//! What a provider of seedboxes promises, and the providers that keep it.
+//!
+//! This crate knows no database, no web server and no money. A provider turns a [`MachineSpec`] into a running seedbox
+//! and back into nothing; when, and whether, is decided elsewhere. Every provider passes the same [`contract`].
+
+use std::{fmt, time::Duration};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+pub mod chaos;
+#[cfg(any(test, feature = "contract"))]
+pub mod contract;
+pub mod local;
+pub mod memory;
+pub mod node;
+
+/// A provider's own name for a machine: a droplet id, an instance name. Opaque to everybody but its provider.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ResourceRef(pub String);
+
+impl fmt::Display for ResourceRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The login of a box's web interface. `Debug` never shows the password.
+#[derive(Debug, Clone)]
+pub struct Credentials {
+    /// The login name.
+    pub username: String,
+    /// The password, made by the control plane and stored by it before any provider hears of it.
+    pub password: SecretString,
+}
+
+/// What to build.
+#[derive(Debug, Clone)]
+pub struct MachineSpec {
+    /// Our id: the idempotency key of [`ProvisioningProvider::create`], and the tag the machine carries upstream.
+    pub resource_id: Uuid,
+    /// The provider's name of the size, one of [`Capabilities::sizes`].
+    pub size: String,
+    /// The login the finished box accepts.
+    pub credentials: Credentials,
+}
+
+/// A machine that exists upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    /// The provider's name for it.
+    pub resource_ref: ResourceRef,
+    /// Our id, read from its tag.
+    pub resource_id: Uuid,
+}
+
+/// What is there now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MachineState {
+    /// Being made, or started and not answering yet.
+    Building,
+    /// The service answers.
+    Running,
+    /// The service is stopped; the data is kept.
+    Stopped,
+    /// Nothing is there.
+    Gone,
+    /// The provider said something this version does not know; never an error.
+    Unknown(String),
+}
+
+/// The answer of [`ProvisioningProvider::status`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MachineStatus {
+    /// What is there now.
+    pub state: MachineState,
+    /// Where the web interface answers, as a URL, once that is known.
+    pub web_url: Option<String>,
+    /// Since when it has been so, where the provider can tell.
+    pub since: Option<Timestamp>,
+}
+
+/// How much a suspension cuts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SuspendMode {
+    /// The service stops; the data stays readable where the provider can do that (see [`Capabilities::readable_while_suspended`]).
+    Service,
+    /// Everything is cut: the service and every way to the data.
+    Everything,
+}
+
+/// One stamped fact of a wipe certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WipeFact {
+    /// What was done or seen, as a sentence: "4 files (1,048,576 bytes) overwritten".
+    pub fact: String,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// The answer of [`ProvisioningProvider::terminate`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Termination {
+    /// Accepted and not over; ask again after this time.
+    InProgress {
+        /// How long to wait before asking again.
+        retry_after: Duration,
+    },
+    /// Seen to be gone, twice; the facts that prove it, oldest first.
+    Gone(Vec<WipeFact>),
+}
+
+/// One size of machine and what it costs upstream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Size {
+    /// The provider's name of it.
+    pub name: String,
+    /// Disk for the customer's data, in GB (10^9 bytes).
+    pub disk_gb: u32,
+    /// Monthly cost upstream, in US cents.
+    pub monthly_cost_cents: i64,
+}
+
+/// What a provider says about torrent traffic in its terms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TorrentStance {
+    /// Allowed in its terms, or the machine is ours.
+    Allowed,
+    /// Neither allowed nor forbidden; the operator has to decide.
+    Unclear,
+    /// Forbidden.
+    Forbidden,
+}
+
+/// What a provider can do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capabilities {
+    /// The sizes on offer.
+    pub sizes: Vec<Size>,
+    /// Largest user-data in bytes; `None` where the provider takes none.
+    pub user_data_limit_bytes: Option<usize>,
+    /// Whether [`SuspendMode::Service`] leaves the data readable to its owner.
+    pub readable_while_suspended: bool,
+    /// Whether a stopped box still costs its full price upstream.
+    pub stopped_costs: bool,
+    /// What its terms say about torrents.
+    pub torrent_stance: TorrentStance,
+}
+
+/// What went wrong, by what the caller does next.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// It may work later: try again, after the time given if there is one.
+    #[error("the provider is busy or unreachable: {message}")]
+    Transient {
+        /// What happened.
+        message: String,
+        /// How long the provider asked us to wait.
+        retry_after: Option<Duration>,
+    },
+    /// The machine named is not there.
+    #[error("no such machine: {0}")]
+    NotFound(ResourceRef),
+    /// It will never work as asked: change the request.
+    #[error("the provider refused: {why}")]
+    Refused {
+        /// The provider's words.
+        why: String,
+    },
+    /// No machine of this size can be had now.
+    #[error("the provider has no capacity: {0}")]
+    NoCapacity(String),
+    /// Our access is wrong: an operator has to look.
+    #[error("the provider does not accept our access: {0}")]
+    Auth(String),
+    /// The answer was lost: look at what is there before acting again.
+    #[error("the outcome is unknown: {0}")]
+    Unknown(String),
+}
+
+impl Error {
+    /// A [`Error::Transient`] with no time given.
+    pub fn transient(message: impl fmt::Display) -> Self {
+        Self::Transient { message: message.to_string(), retry_after: None }
+    }
+}
+
+/// The result of a provider call.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A source of machines. Every method is safe to call again after any answer, a lost one included.
+///
+/// Only an explicit success is a success: after [`Error::Unknown`] or [`Error::Transient`] the caller looks again.
+#[async_trait]
+pub trait ProvisioningProvider: Send + Sync + fmt::Debug {
+    /// Its name in plans and on rows: `local`, `digitalocean`.
+    fn name(&self) -> &'static str;
+
+    /// Sizes, prices and limits, read from the provider where it can say.
+    async fn capabilities(&self) -> Result<Capabilities>;
+
+    /// Makes a machine for `spec`, or adopts the one that already carries `spec.resource_id`: never a twin.
+    ///
+    /// The box is not ready yet when this returns; [`status`](Self::status) tells.
+    async fn create(&self, spec: &MachineSpec) -> Result<Machine>;
+
+    /// What is there now. A machine that is not there is [`MachineState::Gone`], an answer nobody knows is
+    /// [`MachineState::Unknown`]; neither is an error.
+    async fn status(&self, resource_ref: &ResourceRef) -> Result<MachineStatus>;
+
+    /// Stops the service and keeps the data. Afterwards the owner can neither reach nor start it.
+    async fn suspend(&self, resource_ref: &ResourceRef, mode: SuspendMode) -> Result<()>;
+
+    /// Undoes [`suspend`](Self::suspend); `Ok` once asked for, [`status`](Self::status) tells when it answers.
+    async fn resume(&self, resource_ref: &ResourceRef) -> Result<()>;
+
+    /// Makes `credentials` the only login. When this returns the old password and every session opened with it are dead
+    /// and the service answers again. [`Error::Refused`] while suspended.
+    async fn rotate_credentials(&self, resource_ref: &ResourceRef, credentials: &Credentials) -> Result<()>;
+
+    /// Wipes and deletes the machine and everything beside it that would still cost.
+    async fn terminate(&self, resource_ref: &ResourceRef) -> Result<Termination>;
+
+    /// Every machine upstream that carries our tag.
+    async fn list_owned(&self) -> Result<Vec<Machine>>;
+
+    /// The machine that carries this id, if there is one: how a worker that lost an answer finds its way back.
+    async fn find(&self, resource_id: Uuid) -> Result<Option<Machine>> {
+        Ok(self.list_owned().await?.into_iter().find(|machine| machine.resource_id == resource_id))
+    }
+}
