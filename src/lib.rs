@@ -1,5 +1,34 @@
-//! The control plane for seedboxes.
+//! Seedplane: the control plane for seedboxes.
+//!
+//! Modules, from the ground up; each uses only those above it in this list (ARCHITECTURE.md draws it).
 
-pub mod clock;
-pub mod ids;
-pub mod money;
+pub mod clock; // the only source of "now"
+pub mod ids; // typed ids over UUIDv7
+pub mod money; // whole cents
+
+pub mod accounts; // people, sessions, API tokens
+pub mod audit; // the append-only log and its seals
+pub mod jobs; // what runs in the background, enqueued in transactions
+pub mod payments; // gateways: create, ask, verify
+pub mod postgres; // the embedded database
+pub mod secrets; // passwords and keys, outside the database
+
+pub mod seedbox; // resources, plans, the guarded lifecycle
+
+pub mod billing; // the ledger, the rules, the sweep, top-ups
+pub mod mailer; // notices, templates, the outbox
+
+pub mod orders; // where money meets boxes
+
+pub mod app; // what everything shares
+pub mod workers; // the background
+
+pub mod api; // JSON
+pub mod auth; // who may call
+pub mod pages; // HTML
+
+pub mod router; // every route on one screen
+
+pub mod config; // settings
+pub mod demo; // the whole story, told over the API
+pub mod runtime; // puts it all together

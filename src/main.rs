@@ -1,2 +1,287 @@
-//! x
-fn main() {}
+//! The command line: `seedplane --help`.
+
+use std::{io::Write, process::ExitCode, time::Duration};
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use secrecy::{ExposeSecret, SecretString};
+use seedplane::{
+    api::operator::{place_hold, suspend_check, terminate_check},
+    audit::{
+        chain,
+        events::{Actor, Cause},
+    },
+    clock::Time,
+    config::{Flags, Settings},
+    demo,
+    ids::{AttemptId, ResourceId},
+    runtime::{self, Parts, Runtime},
+    seedbox::{Operation, SuspendReason, repository},
+};
+use tracing_subscriber::EnvFilter;
+
+/// Run a seedbox business, or try it: `seedplane up` needs no settings and touches nothing outside its data folder.
+#[derive(Parser)]
+#[command(name = "seedplane", version, about, after_help = "\
+Try it:            seedplane up            then open the address it prints
+See it all work:   seedplane demo
+In production:     set DATABASE_URL, the COINPAYPORTAL_* and SMTP settings and SEEDPLANE_PRODUCTION=true, then
+                   `seedplane migrate`, and any number of `seedplane serve` and `seedplane work`
+
+Secrets (DATABASE_URL, COINPAYPORTAL_API_KEY, COINPAYPORTAL_BUSINESS_ID, COINPAYPORTAL_WEBHOOK_SECRET, SMTP_URL with
+MAIL_FROM) are taken from the environment or the settings file, never from flags: arguments can be read by everybody on
+the machine.")]
+struct Cli {
+    #[command(flatten)]
+    flags: Flags,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Everything in one process: database, server, workers and, without settings, the trial's parts
+    Up,
+    /// Answer requests only; workers run elsewhere
+    Serve,
+    /// Carry out jobs only; any number of copies
+    Work,
+    /// Bring the database to this version's schema
+    Migrate,
+    /// Tell the whole story over the public API in a fresh folder, with proof at each step
+    Demo(demo::Options),
+    /// The audit log
+    #[command(subcommand)]
+    Audit(AuditCommand),
+    /// What an operator does
+    #[command(subcommand)]
+    Operator(OperatorCommand),
+}
+
+#[derive(Subcommand)]
+enum AuditCommand {
+    /// Verify every chain and checkpoint; names the first row that was altered and exits with 2
+    Verify {
+        /// The copy of the checkpoints outside the database; the data folder's if left out
+        #[arg(long, value_name = "FILE")]
+        checkpoints: Option<std::path::PathBuf>,
+    },
+}
+
+#[derive(Subcommand)]
+enum OperatorCommand {
+    /// Make an operator; the password is read from standard input
+    Create {
+        /// The operator's address
+        email: String,
+    },
+    /// Stop suspension and wipe of a box for some days, whatever the workers want; charges go on
+    Hold {
+        /// The box's id
+        resource: uuid::Uuid,
+        /// For how many days; 0 releases the hold
+        #[arg(long, default_value_t = 7)]
+        days: u32,
+        /// Why
+        #[arg(long)]
+        reason: String,
+        #[command(flatten)]
+        operator: Who,
+    },
+    /// Suspend a box; only an operator lifts it again
+    Suspend {
+        /// The box's id
+        resource: uuid::Uuid,
+        /// Cut everything, not only the service
+        #[arg(long)]
+        abuse: bool,
+        /// Why
+        #[arg(long)]
+        reason: String,
+        #[command(flatten)]
+        operator: Who,
+    },
+    /// End a box and wipe its data for good
+    Terminate {
+        /// The box's id
+        resource: uuid::Uuid,
+        /// The box's label, typed again
+        #[arg(long, value_name = "LABEL")]
+        confirm: String,
+        /// operator, fault (ours or the upstream's: the rest is refunded) or abuse
+        #[arg(long, default_value = "operator")]
+        end_reason: String,
+        /// Why
+        #[arg(long)]
+        reason: String,
+        #[command(flatten)]
+        operator: Who,
+    },
+}
+
+/// Who does it, for the audit log.
+#[derive(clap::Args)]
+struct Who {
+    /// The operator's address, as in `operator create`
+    #[arg(long = "operator", value_name = "EMAIL")]
+    email: String,
+}
+
+fn main() -> ExitCode {
+    rustls::crypto::aws_lc_rs::default_provider().install_default().expect("no other TLS provider was installed before");
+    let cli = Cli::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads can be started");
+    match runtime.block_on(run(cli)) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("seedplane: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_logging(default: &str) {
+    let filter = EnvFilter::try_from_env("SEEDPLANE_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if std::env::var("SEEDPLANE_LOG_FORMAT").is_ok_and(|format| format == "json") {
+        builder.json().init();
+    } else {
+        builder.init();
+    }
+}
+
+async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    if let Command::Demo(options) = cli.command {
+        return demo::run(options, &cli.flags).await;
+    }
+    start_logging("info,graphile_worker=warn,sqlx=warn");
+    let settings = Settings::load(&cli.flags)?;
+    match cli.command {
+        Command::Up => run_parts(settings, Parts { serve: true, work: true }).await?,
+        Command::Serve => run_parts(settings, Parts { serve: true, work: false }).await?,
+        Command::Work => run_parts(settings, Parts { serve: false, work: true }).await?,
+        Command::Migrate => {
+            if let Some(url) = &settings.database_url {
+                runtime::migrate(url.expose_secret()).await?;
+            } else {
+                Runtime::start(settings).await?.stop().await;
+            }
+            say("the database has this version's schema");
+        }
+        Command::Audit(AuditCommand::Verify { checkpoints }) => {
+            let runtime = Runtime::start(settings).await?;
+            let file = checkpoints.unwrap_or_else(|| runtime.app.checkpoint_file.to_path_buf());
+            let verification = chain::verify(&runtime.app.pool, Some(&file)).await;
+            runtime.stop().await;
+            let verification = verification?;
+            say(&verification.to_string());
+            if verification.fault.is_some() {
+                return Ok(ExitCode::from(2));
+            }
+        }
+        Command::Operator(command) => {
+            let runtime = Runtime::start(settings).await?;
+            let done = operate(&runtime, command).await;
+            runtime.stop().await;
+            say(&done?);
+        }
+        Command::Demo(_) => unreachable!("handled above"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[allow(clippy::print_stdout, reason = "a command answers on standard output")]
+fn say(text: &str) {
+    println!("{text}");
+    let _ = std::io::stdout().flush();
+}
+
+async fn run_parts(settings: Settings, parts: Parts) -> anyhow::Result<()> {
+    let public_url = settings.public_url.clone();
+    let runtime = Runtime::start(settings).await?;
+    let handle = runtime.stop_handle();
+    tokio::spawn(async move {
+        wait_for_signal().await;
+        tracing::info!("stopping; boxes come back at the next start");
+        handle.send_replace(true);
+        // A second signal does not wait.
+        wait_for_signal().await;
+        std::process::exit(130);
+    });
+    if !parts.serve {
+        say("working");
+    }
+    runtime
+        .run(parts, move |_| say(&format!("ready: {public_url}")))
+        .await
+}
+
+async fn wait_for_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).expect("SIGTERM can be listened for");
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+async fn operate(runtime: &Runtime, command: OperatorCommand) -> anyhow::Result<String> {
+    let app = &runtime.app;
+    let problem = |problem: seedplane::api::error::Problem| anyhow::anyhow!(problem.detail);
+    let box_of = async |id: uuid::Uuid| -> anyhow::Result<_> {
+        repository::resource(&app.pool, ResourceId(id)).await?.with_context(|| format!("there is no box {id}"))
+    };
+    let cause_of = async |who: &Who, reason: &str| -> anyhow::Result<Cause> {
+        let id = seedplane::accounts::operator_by_email(&app.pool, &who.email)
+            .await?
+            .with_context(|| format!("{} is no operator; `seedplane operator create` makes one", who.email))?;
+        anyhow::ensure!(!reason.trim().is_empty(), "--reason must say why");
+        Ok(Cause { actor: Actor::Operator(id), reason: reason.trim().to_owned(), request_id: None })
+    };
+    let ask = async |id: uuid::Uuid, operation: Operation, reason: String, cause: &Cause| -> anyhow::Result<String> {
+        let mut tx = app.pool.begin().await?;
+        let asked =
+            repository::request_operation_in(&mut tx, AttemptId::new(), ResourceId(id), operation, &reason, app.now(), cause).await?;
+        tx.commit().await?;
+        Ok(if asked {
+            format!("{operation} of {id} is asked for; a worker carries it out")
+        } else {
+            format!("{operation} of {id} was asked for before and is being carried out")
+        })
+    };
+    match command {
+        OperatorCommand::Create { email } => {
+            let mut password = String::new();
+            if std::io::IsTerminal::is_terminal(&std::io::stdin()) {
+                eprint!("Password (10 characters or more, shown as you type): ");
+            }
+            std::io::stdin().read_line(&mut password).context("the password cannot be read from standard input")?;
+            let password = SecretString::from(password.trim_end_matches(['\r', '\n']).to_owned());
+            let id = runtime::create_operator(app, &email, password).await?;
+            Ok(format!("operator {id} ({email}) can sign in"))
+        }
+        OperatorCommand::Hold { resource, days, reason, operator } => {
+            let cause = cause_of(&operator, &reason).await?;
+            let resource = box_of(resource).await?;
+            let until = (days > 0).then(|| Time(app.now().0 + Duration::from_secs(u64::from(days) * 86_400)));
+            place_hold(app, resource.id, until, &cause).await.map_err(problem)?;
+            Ok(match until {
+                Some(until) => format!("{} ({}) is held until {until}", resource.label, resource.id),
+                None => format!("{} ({}) is no longer held", resource.label, resource.id),
+            })
+        }
+        OperatorCommand::Suspend { resource, abuse, reason, operator } => {
+            let cause = cause_of(&operator, &reason).await?;
+            let found = box_of(resource).await?;
+            let why = if abuse { SuspendReason::Abuse } else { SuspendReason::Operator };
+            suspend_check(&found, why).map_err(problem)?;
+            ask(resource, Operation::Suspend, format!("{why}: {reason}"), &cause).await
+        }
+        OperatorCommand::Terminate { resource, confirm, end_reason, reason, operator } => {
+            let cause = cause_of(&operator, &reason).await?;
+            let found = box_of(resource).await?;
+            terminate_check(app, &found, &confirm, &end_reason).map_err(problem)?;
+            ask(resource, Operation::Terminate, format!("{end_reason}: {reason}"), &cause).await
+        }
+    }
+}

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// An amount of US dollars in whole cents, `bigint` in Postgres (columns ending `_cents`), an integer in JSON.
 ///
 /// Arithmetic panics on overflow in every build: at 92 quadrillion dollars something is wrong that must not be booked.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, sqlx::Type)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, sqlx::Type, utoipa::ToSchema)]
 #[serde(transparent)]
 #[sqlx(transparent)]
 pub struct Usd(i64);

@@ -255,8 +255,8 @@ impl Embedded {
 
     /// Where to connect, as the owner of the database `seedplane`. Holds no secret. It stays the same when the server is
     /// restarted.
-    pub fn url(&self) -> &str {
-        &self.url
+    pub fn url(&self) -> String {
+        self.url.clone()
     }
 
     /// What the server is doing, and every change of it.

@@ -74,7 +74,7 @@ async fn a_fresh_folder_gets_a_durable_private_and_quiet_database_that_survives_
     let parent = TempDir::new().unwrap();
     let data_dir = parent.path().join("a folder, with \"odd\" characters & 100%");
     let embedded = Embedded::start(options(&data_dir)).await.unwrap();
-    let mut connection = connect(embedded.url()).await;
+    let mut connection = connect(&embedded.url()).await;
     for (setting, value) in [
         ("select current_setting('fsync')", "on"),
         ("select current_setting('full_page_writes')", "on"),
@@ -110,7 +110,7 @@ async fn a_fresh_folder_gets_a_durable_private_and_quiet_database_that_survives_
     assert_eq!(embedded.stop().await, State::Stopped);
     assert_eq!(postmaster(&data_dir), None);
     let embedded = Embedded::start(options(&data_dir)).await.unwrap();
-    assert_eq!(text(&mut connect(embedded.url()).await, "select name from kept").await, "hush-4711");
+    assert_eq!(text(&mut connect(&embedded.url()).await, "select name from kept").await, "hush-4711");
     embedded.stop().await;
 }
 
@@ -127,7 +127,7 @@ async fn a_second_instance_is_refused_and_told_who_holds_the_folder() {
     assert!(matches!(refusal, Error::InUse { pid: Some(pid), .. } if pid == std::process::id()), "{message}");
     assert!(message.contains(&folder.path().display().to_string()), "{message}");
     assert_eq!(postmaster(folder.path()), running, "the first is not disturbed");
-    connect(first.url()).await;
+    connect(&first.url()).await;
     first.stop().await;
     Embedded::start(options(folder.path())).await.expect("the folder is free again").stop().await;
 }
@@ -137,7 +137,7 @@ async fn a_killed_server_is_started_again_at_the_same_address() {
     let folder = folder().await;
     let embedded = Embedded::start(options(folder.path())).await.unwrap();
     sqlx::raw_sql("create table kept as select 42 as answer")
-        .execute(&mut connect(embedded.url()).await)
+        .execute(&mut connect(&embedded.url()).await)
         .await
         .unwrap();
     let first = postmaster(folder.path()).unwrap();
@@ -147,7 +147,7 @@ async fn a_killed_server_is_started_again_at_the_same_address() {
     state.wait_for(|state| *state == State::Restarting).await.unwrap();
     state.wait_for(|state| *state == State::Serving).await.unwrap();
     assert_ne!(postmaster(folder.path()), Some(first));
-    assert_eq!(text(&mut connect(embedded.url()).await, "select answer::text from kept").await, "42");
+    assert_eq!(text(&mut connect(&embedded.url()).await, "select answer::text from kept").await, "42");
     assert_eq!(embedded.stop().await, State::Stopped);
 }
 
@@ -167,7 +167,7 @@ async fn after_our_own_kill_nothing_stays_behind_and_the_next_start_has_the_data
     victim.wait().unwrap();
     // At once: the old server may still be shutting down.
     let embedded = Embedded::start(options(folder.path())).await.unwrap();
-    assert_eq!(text(&mut connect(embedded.url()).await, "select answer::text from kept").await, "42");
+    assert_eq!(text(&mut connect(&embedded.url()).await, "select answer::text from kept").await, "42");
     embedded.stop().await;
 }
 
@@ -177,7 +177,7 @@ async fn is_killed() {
     let Some(data_dir) = env::var_os(VICTIM).map(PathBuf::from) else { return };
     let embedded = Embedded::start(options(&data_dir)).await.unwrap();
     sqlx::raw_sql("create table kept as select 42 as answer")
-        .execute(&mut connect(embedded.url()).await)
+        .execute(&mut connect(&embedded.url()).await)
         .await
         .unwrap();
     fs::write(data_dir.join("committed"), "").unwrap();
@@ -206,7 +206,7 @@ async fn a_server_that_somebody_left_running_is_stopped_first() {
     let reaper = std::thread::spawn(move || orphan.wait());
     let embedded = Embedded::start(options(folder.path())).await.unwrap();
     assert!(reaper.join().unwrap().unwrap().success(), "the orphan was shut down, not killed");
-    connect(embedded.url()).await;
+    connect(&embedded.url()).await;
     embedded.stop().await;
 }
 
@@ -216,7 +216,7 @@ async fn a_pid_file_whose_process_is_an_unrelated_one_does_not_keep_it_from_star
     let stale = format!("{}\n{}\n1700000000\n5432\n\n\n 0 0\nready   \n", std::process::id(), folder.path().display());
     fs::write(folder.path().join("postgres/postmaster.pid"), stale).unwrap();
     let embedded = Embedded::start(options(folder.path())).await.unwrap();
-    connect(embedded.url()).await;
+    connect(&embedded.url()).await;
     embedded.stop().await;
 }
 
@@ -227,7 +227,7 @@ async fn a_folder_with_a_long_name_gets_a_socket_with_a_short_one() {
     fs::create_dir(&long).unwrap();
     fs::rename(folder.path().join("postgres"), long.join("postgres")).unwrap();
     let embedded = Embedded::start(options(&long)).await.unwrap();
-    let sockets = text(&mut connect(embedded.url()).await, "select current_setting('unix_socket_directories')").await;
+    let sockets = text(&mut connect(&embedded.url()).await, "select current_setting('unix_socket_directories')").await;
     let sockets = PathBuf::from(sockets.trim_matches('"'));
     assert!(!sockets.starts_with(&long));
     assert_eq!(fs::metadata(&sockets).unwrap().mode() & 0o777, 0o700);
@@ -242,7 +242,7 @@ async fn a_half_made_cluster_is_made_anew() {
     fs::create_dir(&half).unwrap();
     fs::write(half.join("PG_VERSION"), "15\n").unwrap();
     let embedded = Embedded::start(options(folder.path())).await.unwrap();
-    connect(embedded.url()).await;
+    connect(&embedded.url()).await;
     embedded.stop().await;
 }
 
@@ -298,17 +298,17 @@ async fn an_abandoned_start_leaves_nothing_running() {
 async fn a_database_made_from_a_template_has_its_tables() {
     let folder = folder().await;
     let embedded = Embedded::start(options(folder.path())).await.unwrap();
-    let template = create_database_from_template(embedded.url(), "seedplane_template", "template1").await.unwrap();
+    let template = create_database_from_template(&embedded.url(), "seedplane_template", "template1").await.unwrap();
     let mut connection = connect(&template).await;
     sqlx::raw_sql("create table kept as select 42 as answer").execute(&mut connection).await.unwrap();
     connection.close().await.unwrap();
     for name in ["t_1", "odd \"name\"; drop database seedplane/?#"] {
-        let url = create_database_from_template(embedded.url(), name, "seedplane_template").await.unwrap();
+        let url = create_database_from_template(&embedded.url(), name, "seedplane_template").await.unwrap();
         let mut connection = connect(&url).await;
         assert_eq!(text(&mut connection, "select current_database()::text").await, name);
         assert_eq!(text(&mut connection, "select answer::text from kept").await, "42");
     }
-    let error = create_database_from_template(embedded.url(), "t_1", "seedplane_template").await.unwrap_err();
+    let error = create_database_from_template(&embedded.url(), "t_1", "seedplane_template").await.unwrap_err();
     assert!(error.to_string().contains("t_1"), "{error}");
     embedded.stop().await;
 }

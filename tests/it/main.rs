@@ -1,1 +1,14 @@
-fn main(){}
+//! Every test that goes through a front door: HTTP, the command line, a real Postgres, a real torrent client. One binary,
+//! one Postgres server for all, a database of its own for each test.
+
+mod support;
+
+mod audit;
+mod billing;
+mod lifecycle;
+mod payments;
+mod payments_gateway;
+mod provider_contract;
+mod schema;
+mod seedbox_orders;
+mod story;

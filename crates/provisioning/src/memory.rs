@@ -1,1 +1,207 @@
-//! In the making.
+//! A faithful provider without machines: what tests of the control plane run on when no box has to be real.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use secrecy::ExposeSecret;
+use uuid::Uuid;
+
+use crate::{
+    Capabilities, Credentials, Error, Machine, MachineSpec, MachineState, MachineStatus, ProvisioningProvider, ResourceRef, Result,
+    Size, SuspendMode, Termination, TorrentStance, WipeFact,
+};
+
+/// A verb of the trait, to script what goes wrong with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "the verbs are described in the trait")]
+pub enum Verb {
+    Create,
+    Status,
+    Suspend,
+    Resume,
+    RotateCredentials,
+    Terminate,
+    ListOwned,
+}
+
+#[derive(Debug, Clone)]
+struct Held {
+    password: String,
+    sessions_from: u64,
+    polls_left: u32,
+    stopped: bool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    boxes: BTreeMap<Uuid, Held>,
+    made: HashMap<Uuid, u32>,
+    failures: HashMap<Verb, VecDeque<Error>>,
+    calls: HashMap<Verb, u32>,
+    build_polls: u32,
+    sessions: u64,
+}
+
+/// The provider; clones share their machines.
+#[derive(Debug, Clone, Default)]
+pub struct MemoryProvider {
+    state: Arc<Mutex<State>>,
+}
+
+/// A session with a box, for [`MemoryProvider::session_is_good`].
+#[derive(Debug, Clone, Copy)]
+pub struct MemorySession {
+    id: Uuid,
+    number: u64,
+}
+
+impl MemoryProvider {
+    /// No machines, and no delay before one runs.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// New machines are seen building this many times before they run.
+    pub fn set_build_polls(&self, polls: u32) {
+        self.state().build_polls = polls;
+    }
+
+    /// The next call of a verb fails so, and does nothing.
+    pub fn fail_next(&self, verb: Verb, error: Error) {
+        self.state().failures.entry(verb).or_default().push_back(error);
+    }
+
+    /// How often a verb was called.
+    pub fn calls(&self, verb: Verb) -> u32 {
+        self.state().calls.get(&verb).copied().unwrap_or(0)
+    }
+
+    /// How many machines were ever made for a resource: more than one is a twin.
+    pub fn machines_made(&self, id: Uuid) -> u32 {
+        self.state().made.get(&id).copied().unwrap_or(0)
+    }
+
+    /// Logs in to a box, as its owner would.
+    pub fn login(&self, id: Uuid, credentials: &Credentials) -> Option<MemorySession> {
+        let mut state = self.state();
+        state.sessions += 1;
+        let number = state.sessions;
+        let one = state.boxes.get(&id)?;
+        let good = !one.stopped && one.polls_left == 0 && one.password == credentials.password.expose_secret();
+        good.then_some(MemorySession { id, number })
+    }
+
+    /// Whether a session still works.
+    pub fn session_is_good(&self, session: MemorySession) -> bool {
+        self.state().boxes.get(&session.id).is_some_and(|one| !one.stopped && session.number > one.sessions_from)
+    }
+
+    fn begin(&self, verb: Verb) -> Result<MutexGuard<'_, State>> {
+        let mut state = self.state();
+        *state.calls.entry(verb).or_default() += 1;
+        match state.failures.get_mut(&verb).and_then(VecDeque::pop_front) {
+            Some(error) => Err(error),
+            None => Ok(state),
+        }
+    }
+}
+
+fn find<'a>(state: &'a mut State, resource_ref: &ResourceRef) -> Result<&'a mut Held> {
+    let id: Option<Uuid> = resource_ref.0.strip_prefix("memory-").and_then(|id| id.parse().ok());
+    id.and_then(|id| state.boxes.get_mut(&id)).ok_or_else(|| Error::NotFound(resource_ref.clone()))
+}
+
+fn machine(id: Uuid) -> Machine {
+    Machine { resource_ref: ResourceRef(format!("memory-{id}")), resource_id: id }
+}
+
+#[async_trait]
+impl ProvisioningProvider for MemoryProvider {
+    fn name(&self) -> &'static str {
+        "memory"
+    }
+
+    async fn capabilities(&self) -> Result<Capabilities> {
+        Ok(Capabilities {
+            sizes: vec![Size { name: "small".to_owned(), disk_gb: 50, monthly_cost_cents: 400 }],
+            user_data_limit_bytes: None,
+            readable_while_suspended: true,
+            stopped_costs: false,
+            torrent_stance: TorrentStance::Allowed,
+        })
+    }
+
+    async fn create(&self, spec: &MachineSpec) -> Result<Machine> {
+        let mut state = self.begin(Verb::Create)?;
+        let polls_left = state.build_polls;
+        if !state.boxes.contains_key(&spec.resource_id) {
+            let password = spec.credentials.password.expose_secret().to_owned();
+            state.boxes.insert(spec.resource_id, Held { password, sessions_from: 0, polls_left, stopped: false });
+            *state.made.entry(spec.resource_id).or_default() += 1;
+        }
+        Ok(machine(spec.resource_id))
+    }
+
+    async fn status(&self, resource_ref: &ResourceRef) -> Result<MachineStatus> {
+        let mut state = self.begin(Verb::Status)?;
+        let status = |state, web_url| MachineStatus { state, web_url, since: None };
+        let Ok(one) = find(&mut state, resource_ref) else { return Ok(status(MachineState::Gone, None)) };
+        let web_url = Some(format!("memory:{resource_ref}"));
+        if one.polls_left > 0 {
+            one.polls_left -= 1;
+            return Ok(status(MachineState::Building, web_url));
+        }
+        Ok(status(if one.stopped { MachineState::Stopped } else { MachineState::Running }, web_url))
+    }
+
+    async fn suspend(&self, resource_ref: &ResourceRef, _mode: SuspendMode) -> Result<()> {
+        let mut state = self.begin(Verb::Suspend)?;
+        find(&mut state, resource_ref)?.stopped = true;
+        Ok(())
+    }
+
+    async fn resume(&self, resource_ref: &ResourceRef) -> Result<()> {
+        let mut state = self.begin(Verb::Resume)?;
+        let polls_left = state.build_polls;
+        let one = find(&mut state, resource_ref)?;
+        if one.stopped {
+            (one.stopped, one.polls_left) = (false, polls_left);
+        }
+        Ok(())
+    }
+
+    async fn rotate_credentials(&self, resource_ref: &ResourceRef, credentials: &Credentials) -> Result<()> {
+        let mut state = self.begin(Verb::RotateCredentials)?;
+        let sessions = state.sessions;
+        let one = find(&mut state, resource_ref)?;
+        if one.stopped {
+            return Err(Error::Refused { why: "a suspended box gets no new password".to_owned() });
+        }
+        one.password = credentials.password.expose_secret().to_owned();
+        one.sessions_from = sessions;
+        Ok(())
+    }
+
+    async fn terminate(&self, resource_ref: &ResourceRef) -> Result<Termination> {
+        let mut state = self.begin(Verb::Terminate)?;
+        if let Some(id) = resource_ref.0.strip_prefix("memory-").and_then(|id| id.parse().ok()) {
+            let id: Uuid = id;
+            state.boxes.remove(&id);
+        }
+        let fact = |fact: &str| WipeFact { fact: fact.to_owned(), at: Timestamp::now() };
+        Ok(Termination::Gone(vec![fact("removed from memory"), fact("first look: gone"), fact("second look: gone")]))
+    }
+
+    async fn list_owned(&self) -> Result<Vec<Machine>> {
+        let state = self.begin(Verb::ListOwned)?;
+        Ok(state.boxes.keys().copied().map(machine).collect())
+    }
+}

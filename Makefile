@@ -1,0 +1,33 @@
+# Every target sets up what it needs first (scripts/setup); nothing is installed when all is there.
+export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup demo run test check sqlx deny
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: ## install the Debian packages that are missing
+	@scripts/setup
+
+demo: setup ## drive the whole story on a scratch installation, step by step
+	@cargo build --bin seedplane
+	@target/debug/seedplane demo $(ARGS)
+
+run: setup ## start the trial: own database, real boxes, sandbox payments (ARGS='--listen 127.0.0.1:8081')
+	@cargo run -- up $(ARGS)
+
+test: setup ## run the tests (T=part-of-a-name runs some of them)
+	@cargo test --workspace $(T)
+
+check: setup ## formatting, lints, and whether .sqlx is what the queries and the migrations give
+	@cargo fmt --all --check
+	@cargo clippy --workspace --all-targets -- -D warnings
+	@scripts/sqlx --check
+
+sqlx: setup ## renew .sqlx after changing a query or a migration
+	@scripts/sqlx
+
+deny: ## licences, sources, banned and vulnerable crates
+	@command -v cargo-deny >/dev/null || { echo "deny: cargo-deny is missing: cargo install --locked cargo-deny" >&2; exit 1; }
+	@cargo deny --log-level error check

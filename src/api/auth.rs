@@ -1,0 +1,147 @@
+//! Sign-up, sign-in and tokens.
+
+use axum::{
+    Json,
+    extract::State,
+    http::{HeaderName, StatusCode, header},
+};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
+use uuid::Uuid;
+
+use super::error::{Body, Id, Problem};
+use crate::{
+    accounts::{self, ApiToken, Role, SESSION_LIFETIME},
+    app::App,
+    audit::events::{Actor, Cause},
+    auth::Customer,
+    clock::Time,
+    ids::UserId,
+};
+
+/// An answer that holds a secret is stored nowhere on its way.
+const NO_STORE: [(HeaderName, &str); 1] = [(header::CACHE_CONTROL, "no-store")];
+
+pub(crate) fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(sign_up))
+        .routes(routes!(sign_in))
+        .routes(routes!(sign_out))
+        .routes(routes!(list_tokens, create_token))
+        .routes(routes!(revoke_token))
+}
+
+/// An e-mail address and a password.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct SignIn {
+    /// The address notices go to.
+    email: String,
+    /// 10 to 200 characters.
+    #[schema(value_type = String)]
+    #[serde(deserialize_with = "secret")]
+    password: SecretString,
+}
+
+/// Text that nothing prints.
+fn secret<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<SecretString, D::Error> {
+    String::deserialize(deserializer).map(SecretString::from)
+}
+
+/// A session, shown once.
+#[derive(Serialize, ToSchema)]
+struct Session {
+    /// Who is signed in.
+    user_id: UserId,
+    /// Send it as `Authorization: Bearer <token>`.
+    token: String,
+    /// Until when it is good.
+    expires_at: Time,
+}
+
+type Shown<T> = (StatusCode, [(HeaderName, &'static str); 1], Json<T>);
+
+async fn open_session(app: &App, body: SignIn, status: StatusCode) -> Result<Shown<Session>, Problem> {
+    let now = app.now();
+    let (user_id, token) = accounts::sign_in(&app.pool, &body.email, body.password, now).await?;
+    let expires_at = Time(now.0 + SESSION_LIFETIME);
+    Ok((status, NO_STORE, Json(Session { user_id, token: token.expose_secret().to_owned(), expires_at })))
+}
+
+/// Make an account and sign in.
+#[utoipa::path(post, path = "/api/auth/sign-up", tag = "accounts", security(()), request_body = SignIn,
+    responses((status = 201, body = Session), (status = 409, body = Problem), (status = 422, body = Problem)))]
+async fn sign_up(State(app): State<App>, Body(body): Body<SignIn>) -> Result<Shown<Session>, Problem> {
+    let cause = |id| Cause { actor: Actor::User(id), reason: String::new(), request_id: None };
+    accounts::sign_up(&app.pool, &body.email, body.password.clone(), Role::Customer, app.now(), cause).await?;
+    open_session(&app, body, StatusCode::CREATED).await
+}
+
+/// Sign in.
+#[utoipa::path(post, path = "/api/auth/sign-in", tag = "accounts", security(()), request_body = SignIn,
+    responses((status = 200, body = Session), (status = 401, body = Problem)))]
+async fn sign_in(State(app): State<App>, Body(body): Body<SignIn>) -> Result<Shown<Session>, Problem> {
+    open_session(&app, body, StatusCode::OK).await
+}
+
+/// End the session, or revoke the token, that this request is made with.
+#[utoipa::path(post, path = "/api/auth/sign-out", tag = "accounts", responses((status = 204), (status = 401, body = Problem)))]
+async fn sign_out(State(app): State<App>, customer: Customer) -> Result<StatusCode, Problem> {
+    let principal = customer.principal;
+    accounts::revoke(&app.pool, principal.user_id, principal.credential_id, app.now(), &customer.cause()).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// A token to make.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct NewToken {
+    /// What its owner calls it, 1 to 80 characters.
+    name: String,
+    /// Until when it is good; for as long as it is not revoked if left out.
+    expires_at: Option<Time>,
+}
+
+/// A token, shown once.
+#[derive(Serialize, ToSchema)]
+struct CreatedToken {
+    #[serde(flatten)]
+    about: ApiToken,
+    /// Send it as `Authorization: Bearer <token>`.
+    token: String,
+}
+
+/// API tokens.
+#[utoipa::path(get, path = "/api/auth/tokens", tag = "accounts", responses((status = 200, body = Vec<ApiToken>)))]
+async fn list_tokens(State(app): State<App>, customer: Customer) -> Result<Json<Vec<ApiToken>>, Problem> {
+    Ok(Json(accounts::api_tokens(&app.pool, customer.principal.user_id).await?))
+}
+
+/// Make an API token.
+#[utoipa::path(post, path = "/api/auth/tokens", tag = "accounts", request_body = NewToken,
+    responses((status = 201, body = CreatedToken), (status = 422, body = Problem)))]
+async fn create_token(State(app): State<App>, customer: Customer, Body(body): Body<NewToken>) -> Result<Shown<CreatedToken>, Problem> {
+    let now = app.now();
+    let name = body.name.trim();
+    if name.is_empty() || name.chars().count() > 80 {
+        return Err(Problem::bad_input("`name` has 1 to 80 characters"));
+    }
+    if body.expires_at.is_some_and(|at| at <= now) {
+        return Err(Problem::bad_input("`expires_at` is in the past"));
+    }
+    let (about, token) =
+        accounts::create_api_token(&app.pool, customer.principal.user_id, name, body.expires_at, now, &customer.cause()).await?;
+    Ok((StatusCode::CREATED, NO_STORE, Json(CreatedToken { about, token: token.expose_secret().to_owned() })))
+}
+
+/// Revoke an API token.
+#[utoipa::path(delete, path = "/api/auth/tokens/{id}", tag = "accounts", params(("id" = Uuid, Path)),
+    responses((status = 204), (status = 404, body = Problem)))]
+async fn revoke_token(State(app): State<App>, customer: Customer, Id(id): Id<Uuid>) -> Result<StatusCode, Problem> {
+    match accounts::revoke(&app.pool, customer.principal.user_id, id, app.now(), &customer.cause()).await? {
+        true => Ok(StatusCode::NO_CONTENT),
+        false => Err(Problem::not_found("token")),
+    }
+}

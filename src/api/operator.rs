@@ -1,0 +1,331 @@
+//! What operators do: every change with a reason.
+
+use axum::{Json, extract::State, http::StatusCode};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
+use uuid::Uuid;
+
+use super::{
+    error::{Body, Id, Problem},
+    idempotency::NewId,
+    seedbox::resources::{ResourceView, request},
+};
+use crate::{
+    app::App,
+    audit::{
+        chain::{self, Verification},
+        events::{self, Cause, Event, Subject},
+    },
+    auth::Operator,
+    billing::ledger::{self, LedgerCheck},
+    clock::Time,
+    ids::ResourceId,
+    money::Usd,
+    seedbox::{
+        Operation, Plan, Resource, Status, SuspendReason,
+        repository::{self, Alert, NewPlan},
+    },
+};
+
+pub(crate) fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(alerts))
+        .routes(routes!(resolve_alert))
+        .routes(routes!(show_resource))
+        .routes(routes!(hold))
+        .routes(routes!(suspend))
+        .routes(routes!(resume))
+        .routes(routes!(terminate))
+        .routes(routes!(add_plan))
+        .routes(routes!(check_ledger))
+        .routes(routes!(verify_audit))
+}
+
+/// What needs a look, newest first.
+#[utoipa::path(get, path = "/api/operator/alerts", tag = "operator", responses((status = 200, body = Vec<Alert>)))]
+async fn alerts(State(app): State<App>, _operator: Operator) -> Result<Json<Vec<Alert>>, Problem> {
+    Ok(Json(repository::open_alerts(&app.pool).await?))
+}
+
+/// An alert that was dealt with.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Resolve {
+    kind: String,
+    subject: String,
+    /// What was done about it.
+    reason: String,
+}
+
+/// Mark an alert as dealt with. Resolving `blast_limit` lets the sweep go on for an hour.
+#[utoipa::path(post, path = "/api/operator/alerts/resolve", tag = "operator", request_body = Resolve,
+    responses((status = 204), (status = 404, body = Problem), (status = 422, body = Problem)))]
+async fn resolve_alert(State(app): State<App>, operator: Operator, Body(body): Body<Resolve>) -> Result<StatusCode, Problem> {
+    let cause = operator.cause(&body.reason)?;
+    let now = app.now();
+    let mut tx = app.pool.begin().await?;
+    if !repository::resolve_alert_in(&mut tx, &body.kind, &body.subject, now).await? {
+        return Err(Problem::not_found("alert"));
+    }
+    let after = Some(json!({ "kind": body.kind, "subject": body.subject }));
+    let event = Event { subject: Subject::User(operator.principal.user_id), action: "alert.resolved", before: None, after };
+    events::record_in(&mut tx, now, &cause, event).await?;
+    tx.commit().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn any(app: &App, id: Uuid) -> Result<Resource, Problem> {
+    repository::resource(&app.pool, ResourceId(id)).await?.ok_or_else(|| Problem::not_found("box"))
+}
+
+/// Any box.
+#[utoipa::path(get, path = "/api/operator/resources/{id}", tag = "operator", params(("id" = ResourceId, Path)),
+    responses((status = 200, body = ResourceView), (status = 404, body = Problem)))]
+async fn show_resource(State(app): State<App>, _operator: Operator, Id(id): Id<Uuid>) -> Result<Json<ResourceView>, Problem> {
+    let resource = any(&app, id).await?;
+    Ok(Json(ResourceView::load(&app, resource).await?))
+}
+
+/// A hold.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Hold {
+    /// Until when; `null` releases it.
+    until: Option<Time>,
+    /// Why.
+    reason: String,
+}
+
+/// Stops suspension and wipe of a box until a time, whatever the workers want, in the caller's process: also for the CLI.
+///
+/// # Errors
+/// Those of the database.
+pub async fn place_hold(app: &App, resource: ResourceId, until: Option<Time>, cause: &Cause) -> Result<(), Problem> {
+    let now = app.now();
+    let mut tx = app.pool.begin().await?;
+    repository::set_hold_in(&mut tx, resource, until, &cause.reason, now, cause).await?;
+    let action = if until.is_some() { "resource.held" } else { "resource.hold_released" };
+    let event = Event { subject: Subject::Resource(resource), action, before: None, after: Some(json!({ "hold_until": until })) };
+    events::record_in(&mut tx, now, cause, event).await?;
+    tx.commit().await?;
+    Ok(())
+}
+
+/// Stop suspension and wipe of a box until a time. Charges go on.
+#[utoipa::path(post, path = "/api/operator/resources/{id}/hold", tag = "operator", params(("id" = ResourceId, Path)),
+    request_body = Hold, responses((status = 200, body = ResourceView), (status = 404, body = Problem), (status = 422, body = Problem)))]
+async fn hold(
+    State(app): State<App>,
+    operator: Operator,
+    Id(id): Id<Uuid>,
+    Body(body): Body<Hold>,
+) -> Result<Json<ResourceView>, Problem> {
+    let cause = operator.cause(&body.reason)?;
+    let resource = any(&app, id).await?;
+    if body.until.is_some_and(|until| until <= app.now()) {
+        return Err(Problem::bad_input("`until` is in the past"));
+    }
+    place_hold(&app, resource.id, body.until, &cause).await?;
+    Ok(Json(ResourceView::load(&app, any(&app, id).await?).await?))
+}
+
+/// A suspension.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Suspend {
+    /// `abuse` cuts everything; `operator` stops the service.
+    suspend_reason: SuspendReason,
+    /// Why.
+    reason: String,
+}
+
+/// Suspend a box. Only an operator lifts it again.
+#[utoipa::path(post, path = "/api/operator/resources/{id}/suspend", tag = "operator", params(("id" = ResourceId, Path)),
+    request_body = Suspend, responses((status = 202, body = ResourceView), (status = 409, body = Problem), (status = 422, body = Problem)))]
+async fn suspend(
+    State(app): State<App>,
+    operator: Operator,
+    NewId(attempt): NewId,
+    Id(id): Id<Uuid>,
+    Body(body): Body<Suspend>,
+) -> Result<(StatusCode, Json<ResourceView>), Problem> {
+    let cause = operator.cause(&body.reason)?;
+    let resource = any(&app, id).await?;
+    suspend_check(&resource, body.suspend_reason)?;
+    request(&app, &resource, attempt, Operation::Suspend, &format!("{}: {}", body.suspend_reason, cause.reason), &cause).await
+}
+
+/// Whether an operator may suspend a box for this reason.
+///
+/// # Errors
+/// A problem that says why not.
+pub fn suspend_check(resource: &Resource, reason: SuspendReason) -> Result<(), Problem> {
+    if !matches!(reason, SuspendReason::Abuse | SuspendReason::Operator | SuspendReason::Upstream) {
+        return Err(Problem::bad_input("an operator suspends for abuse, operator or upstream; billing and user do so by themselves"));
+    }
+    if !matches!(resource.status, Status::Active | Status::Suspended) || resource.suspend_reason == Some(reason) {
+        return Err(Problem::conflict(format!("the box is {} and cannot be suspended", resource.status)));
+    }
+    Ok(())
+}
+
+/// A reason.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Why {
+    /// Why.
+    reason: String,
+}
+
+/// Bring a suspended box back, whatever it was suspended for.
+#[utoipa::path(post, path = "/api/operator/resources/{id}/resume", tag = "operator", params(("id" = ResourceId, Path)),
+    request_body = Why, responses((status = 202, body = ResourceView), (status = 409, body = Problem), (status = 422, body = Problem)))]
+async fn resume(
+    State(app): State<App>,
+    operator: Operator,
+    NewId(attempt): NewId,
+    Id(id): Id<Uuid>,
+    Body(body): Body<Why>,
+) -> Result<(StatusCode, Json<ResourceView>), Problem> {
+    let cause = operator.cause(&body.reason)?;
+    let resource = any(&app, id).await?;
+    if resource.status != Status::Suspended {
+        return Err(Problem::conflict(format!("the box is {}, not suspended", resource.status)));
+    }
+    request(&app, &resource, attempt, Operation::Resume, &format!("operator: {}", cause.reason), &cause).await
+}
+
+/// An end.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Terminate {
+    /// The box's label, typed again.
+    confirm_label: String,
+    /// `operator`, `fault` (ours or the upstream's: the rest is always refunded) or `abuse`.
+    end_reason: String,
+    /// Why.
+    reason: String,
+}
+
+/// End a box and wipe it.
+#[utoipa::path(post, path = "/api/operator/resources/{id}/terminate", tag = "operator", params(("id" = ResourceId, Path)),
+    request_body = Terminate, responses((status = 202, body = ResourceView), (status = 409, body = Problem), (status = 422, body = Problem)))]
+async fn terminate(
+    State(app): State<App>,
+    operator: Operator,
+    NewId(attempt): NewId,
+    Id(id): Id<Uuid>,
+    Body(body): Body<Terminate>,
+) -> Result<(StatusCode, Json<ResourceView>), Problem> {
+    let cause = operator.cause(&body.reason)?;
+    let resource = any(&app, id).await?;
+    terminate_check(&app, &resource, &body.confirm_label, &body.end_reason)?;
+    request(&app, &resource, attempt, Operation::Terminate, &format!("{}: {}", body.end_reason, cause.reason), &cause).await
+}
+
+/// Whether an operator may end a box so.
+///
+/// # Errors
+/// A problem that says why not.
+pub fn terminate_check(app: &App, resource: &Resource, confirm_label: &str, end_reason: &str) -> Result<(), Problem> {
+    if !matches!(end_reason, "operator" | "fault" | "abuse") {
+        return Err(Problem::bad_input("`end_reason` is operator, fault or abuse"));
+    }
+    if confirm_label != resource.label {
+        return Err(Problem::bad_input(format!("the confirmation is not this box's label, '{}'; nothing was ended", resource.label)));
+    }
+    if matches!(resource.status, Status::Terminating | Status::Terminated) {
+        return Err(Problem::conflict(format!("the box is {} already", resource.status)));
+    }
+    if resource.hold_until.is_some_and(|until| until > app.now()) {
+        return Err(Problem::conflict("the box is held; release the hold first"));
+    }
+    Ok(())
+}
+
+/// A plan, or a new version of one.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct PlanBody {
+    /// Lower-case letters, digits and dashes; an existing code gets a new version.
+    code: String,
+    name: String,
+    #[serde(default)]
+    description: String,
+    price_cents: Usd,
+    provider: String,
+    size: String,
+    disk_gb: i32,
+    /// Why.
+    reason: String,
+}
+
+/// Add a plan or a new version of one. Boxes that exist keep the price they were bought at.
+#[utoipa::path(post, path = "/api/operator/plans", tag = "operator", request_body = PlanBody,
+    responses((status = 201, body = Plan), (status = 422, body = Problem)))]
+async fn add_plan(State(app): State<App>, operator: Operator, Body(body): Body<PlanBody>) -> Result<(StatusCode, Json<Plan>), Problem> {
+    let cause = operator.cause(&body.reason)?;
+    let code_is_plain = (1..=40).contains(&body.code.len())
+        && !body.code.starts_with('-')
+        && body.code.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    if !code_is_plain {
+        return Err(Problem::bad_input("`code` has 1 to 40 lower-case letters, digits and dashes"));
+    }
+    if body.name.trim().is_empty() || body.name.chars().count() > 80 || !body.price_cents.is_positive() || body.disk_gb < 1 {
+        return Err(Problem::bad_input("`name` has 1 to 80 characters; `price_cents` and `disk_gb` are more than 0"));
+    }
+    let Some(provider) = app.provider(&body.provider) else {
+        let known: Vec<&str> = app.providers.keys().copied().collect();
+        return Err(Problem::bad_input(format!("there is no provider '{}'; there is {}", body.provider, known.join(", "))));
+    };
+    let capabilities = provider.capabilities().await.map_err(|error| Problem::conflict(error.to_string()))?;
+    if !capabilities.sizes.iter().any(|size| size.name == body.size) {
+        let sizes: Vec<&str> = capabilities.sizes.iter().map(|size| size.name.as_str()).collect();
+        return Err(Problem::bad_input(format!("'{}' has no size '{}'; it has {}", body.provider, body.size, sizes.join(", "))));
+    }
+    let plan = NewPlan {
+        code: &body.code,
+        name: body.name.trim(),
+        description: &body.description,
+        price: body.price_cents,
+        provider: &body.provider,
+        size: &body.size,
+        disk_gb: body.disk_gb,
+    };
+    let now = app.now();
+    let mut tx = app.pool.begin().await?;
+    let id = repository::add_plan_version_in(&mut tx, now, &plan).await?;
+    let after = Some(json!({ "code": body.code, "price_cents": body.price_cents, "provider": body.provider, "size": body.size }));
+    let event = Event { subject: Subject::Other("plan", id.0), action: "plan.version_added", before: None, after };
+    events::record_in(&mut tx, now, &cause, event).await?;
+    tx.commit().await?;
+    let plan = repository::plan(&app.pool, id).await?.ok_or_else(|| Problem::not_found("plan"))?;
+    Ok((StatusCode::CREATED, Json(plan)))
+}
+
+/// The ledger, recomputed, with whether it is sound.
+#[derive(Serialize, ToSchema)]
+struct LedgerView {
+    /// Whether every balance agrees and everything adds up to zero.
+    sound: bool,
+    #[serde(flatten)]
+    check: LedgerCheck,
+}
+
+/// Recompute every balance from the transfers.
+#[utoipa::path(get, path = "/api/operator/ledger/check", tag = "operator", responses((status = 200, body = LedgerView)))]
+async fn check_ledger(State(app): State<App>, _operator: Operator) -> Result<Json<LedgerView>, Problem> {
+    let check = ledger::check(&app.pool).await?;
+    Ok(Json(LedgerView { sound: check.is_sound(), check }))
+}
+
+/// Verify the whole audit log.
+#[utoipa::path(get, path = "/api/operator/audit/verify", tag = "operator", responses((status = 200, body = Verification)))]
+async fn verify_audit(State(app): State<App>, _operator: Operator) -> Result<Json<Verification>, Problem> {
+    let verification = chain::verify(&app.pool, Some(&app.checkpoint_file))
+        .await
+        .map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "audit-unreadable", error.to_string()))?;
+    Ok(Json(verification))
+}

@@ -1,0 +1,4 @@
+//! Plans, orders and boxes.
+
+pub mod orders;
+pub mod resources;

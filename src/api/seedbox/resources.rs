@@ -1,0 +1,389 @@
+//! A customer's boxes.
+
+use axum::{
+    Json,
+    extract::State,
+    http::{HeaderName, StatusCode, header},
+};
+use secrecy::ExposeSecret;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::{router::OpenApiRouter, routes};
+use uuid::Uuid;
+
+use crate::{
+    api::{
+        error::{Body, Id, Parameters, Problem},
+        idempotency::NewId,
+    },
+    app::App,
+    audit::events::{self, Cause, Event, RecordedEvent, Subject},
+    auth::Customer,
+    clock::Time,
+    ids::{AttemptId, OrderId, PlanId, ResourceId},
+    money::Usd,
+    seedbox::{Operation, Resource, Status, SuspendReason, repository},
+};
+
+pub(crate) fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(list))
+        .routes(routes!(show))
+        .routes(routes!(history))
+        .routes(routes!(suspend))
+        .routes(routes!(resume))
+        .routes(routes!(rotate_credentials))
+        .routes(routes!(terminate))
+        .routes(routes!(credentials))
+        .routes(routes!(set_priority))
+}
+
+/// A box as its owner sees it.
+#[derive(Serialize, ToSchema)]
+pub struct ResourceView {
+    id: ResourceId,
+    /// `managed` or `byos`.
+    kind: String,
+    label: String,
+    status: Status,
+    status_since: Time,
+    /// A word on why, where there is one.
+    status_reason: Option<String>,
+    suspend_reason: Option<SuspendReason>,
+    /// Whether it has been in a passing status for longer than it should.
+    stuck: bool,
+    order_id: Option<OrderId>,
+    plan_id: Option<PlanId>,
+    /// Where the web interface answers.
+    web_url: Option<String>,
+    login_name: Option<String>,
+    /// Whether the present password was shown already.
+    credentials_shown: bool,
+    /// Price of a month, in US cents.
+    price_cents: Usd,
+    /// Which box is kept alive longest; 1 before 2.
+    priority: i32,
+    /// Until when it is paid.
+    paid_until: Option<Time>,
+    /// Since when a month is unpaid.
+    past_due_since: Option<Time>,
+    /// What it owes for days of grace, in US cents.
+    arrears_cents: Usd,
+    /// Until when an operator stops suspension and wipe.
+    hold_until: Option<Time>,
+    /// Whether it ends when its paid period does.
+    ends_at_period_end: bool,
+    created_at: Time,
+    activated_at: Option<Time>,
+    suspended_at: Option<Time>,
+    terminated_at: Option<Time>,
+    /// The proof that its data is gone, once it is.
+    wipe_certificate: Option<serde_json::Value>,
+    /// Operations that are being carried out.
+    operations: Vec<OperationView>,
+}
+
+/// An operation that is being carried out.
+#[derive(Serialize, ToSchema)]
+struct OperationView {
+    operation: Operation,
+    requested_at: Time,
+    /// How often the provider was asked.
+    tries: i32,
+    /// What went wrong last, if anything.
+    last_error: Option<String>,
+}
+
+impl ResourceView {
+    /// What is shown of a resource at a time.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn load(app: &App, resource: Resource) -> Result<Self, Problem> {
+        let attempts = repository::open_attempts(&app.pool, resource.id).await?;
+        let now = app.now();
+        let in_status = now.duration_since(resource.status_since.0);
+        Ok(Self {
+            stuck: resource.status.stuck_after().is_some_and(|limit| in_status > limit),
+            credentials_shown: resource.credentials_shown_version >= resource.credentials_version,
+            operations: attempts
+                .into_iter()
+                .map(|attempt| OperationView {
+                    operation: attempt.operation,
+                    requested_at: attempt.requested_at,
+                    tries: attempt.tries,
+                    last_error: attempt.last_error,
+                })
+                .collect(),
+            id: resource.id,
+            kind: resource.kind,
+            label: resource.label,
+            status: resource.status,
+            status_since: resource.status_since,
+            status_reason: resource.status_reason,
+            suspend_reason: resource.suspend_reason,
+            order_id: resource.order_id,
+            plan_id: resource.plan_id,
+            web_url: resource.web_url,
+            login_name: resource.login_name,
+            price_cents: resource.price_cents,
+            priority: resource.priority,
+            paid_until: resource.paid_until,
+            past_due_since: resource.past_due_since,
+            arrears_cents: resource.arrears_cents,
+            hold_until: resource.hold_until,
+            ends_at_period_end: resource.ends_at_period_end,
+            created_at: resource.created_at,
+            activated_at: resource.activated_at,
+            suspended_at: resource.suspended_at,
+            terminated_at: resource.terminated_at,
+            wipe_certificate: resource.wipe_certificate,
+        })
+    }
+}
+
+async fn own(app: &App, customer: &Customer, id: Uuid) -> Result<Resource, Problem> {
+    repository::resource_of(&app.pool, customer.principal.user_id, ResourceId(id))
+        .await?
+        .ok_or_else(|| Problem::not_found("box"))
+}
+
+/// Boxes, newest first.
+#[utoipa::path(get, path = "/api/seedbox/resources", tag = "seedboxes", responses((status = 200, body = Vec<ResourceView>)))]
+async fn list(State(app): State<App>, customer: Customer) -> Result<Json<Vec<ResourceView>>, Problem> {
+    let mut views = Vec::new();
+    for resource in repository::resources_of(&app.pool, customer.principal.user_id).await? {
+        views.push(ResourceView::load(&app, resource).await?);
+    }
+    Ok(Json(views))
+}
+
+/// A box.
+#[utoipa::path(get, path = "/api/seedbox/resources/{id}", tag = "seedboxes", params(("id" = ResourceId, Path)),
+    responses((status = 200, body = ResourceView), (status = 404, body = Problem)))]
+async fn show(State(app): State<App>, customer: Customer, Id(id): Id<Uuid>) -> Result<Json<ResourceView>, Problem> {
+    let resource = own(&app, &customer, id).await?;
+    Ok(Json(ResourceView::load(&app, resource).await?))
+}
+
+/// Which part of a history.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+struct HistoryParameters {
+    /// Only events older than this number of the chain.
+    before_seq: Option<i64>,
+    /// How many, 1 to 200; 100 if left out.
+    limit: Option<i64>,
+}
+
+/// Everything that was done to a box, newest first: who, what, why, when.
+#[utoipa::path(get, path = "/api/seedbox/resources/{id}/events", tag = "seedboxes",
+    params(("id" = ResourceId, Path), HistoryParameters),
+    responses((status = 200, body = Vec<RecordedEvent>), (status = 404, body = Problem)))]
+async fn history(
+    State(app): State<App>,
+    customer: Customer,
+    Id(id): Id<Uuid>,
+    Parameters(page): Parameters<HistoryParameters>,
+) -> Result<Json<Vec<RecordedEvent>>, Problem> {
+    let resource = own(&app, &customer, id).await?;
+    let limit = page.limit.unwrap_or(100);
+    if !(1..=200).contains(&limit) {
+        return Err(Problem::bad_input("`limit` is 1 to 200"));
+    }
+    Ok(Json(events::of_resource(&app.pool, resource.id, page.before_seq, limit).await?))
+}
+
+/// Writes what is asked and answers with the box as it is: the work itself is a worker's.
+pub(crate) async fn request(
+    app: &App,
+    resource: &Resource,
+    id: Uuid,
+    operation: Operation,
+    reason: &str,
+    cause: &Cause,
+) -> Result<(StatusCode, Json<ResourceView>), Problem> {
+    let now = app.now();
+    let mut tx = app.pool.begin().await?;
+    let asked = repository::request_operation_in(&mut tx, AttemptId(id), resource.id, operation, reason, now, cause).await?;
+    if asked {
+        let action = format!("resource.{operation}_requested");
+        let after = Some(json!({ "reason": reason }));
+        let event = Event { subject: Subject::Resource(resource.id), action: &action, before: None, after };
+        events::record_in(&mut tx, now, cause, event).await?;
+    }
+    tx.commit().await?;
+    let fresh = repository::resource(&app.pool, resource.id).await?.ok_or_else(|| Problem::not_found("box"))?;
+    Ok((StatusCode::ACCEPTED, Json(ResourceView::load(app, fresh).await?)))
+}
+
+/// Suspend a box oneself. It stops; the data is kept; nothing is charged while it is.
+#[utoipa::path(post, path = "/api/seedbox/resources/{id}/suspend", tag = "seedboxes", params(("id" = ResourceId, Path)),
+    responses((status = 202, body = ResourceView), (status = 404, body = Problem), (status = 409, body = Problem)))]
+async fn suspend(
+    State(app): State<App>,
+    customer: Customer,
+    NewId(attempt): NewId,
+    Id(id): Id<Uuid>,
+) -> Result<(StatusCode, Json<ResourceView>), Problem> {
+    let resource = own(&app, &customer, id).await?;
+    if resource.status != Status::Active {
+        return Err(Problem::conflict(format!("only an active box can be suspended; this one is {}", resource.status)));
+    }
+    if resource.past_due_since.is_some() {
+        return Err(Problem::conflict("this box is past due; pay in first, or end it"));
+    }
+    request(&app, &resource, attempt, Operation::Suspend, SuspendReason::User.as_str(), &customer.cause()).await
+}
+
+/// Resume a box that its owner suspended.
+#[utoipa::path(post, path = "/api/seedbox/resources/{id}/resume", tag = "seedboxes", params(("id" = ResourceId, Path)),
+    responses((status = 202, body = ResourceView), (status = 404, body = Problem), (status = 409, body = Problem)))]
+async fn resume(
+    State(app): State<App>,
+    customer: Customer,
+    NewId(attempt): NewId,
+    Id(id): Id<Uuid>,
+) -> Result<(StatusCode, Json<ResourceView>), Problem> {
+    let resource = own(&app, &customer, id).await?;
+    match resource.suspend_reason {
+        Some(SuspendReason::User) => {}
+        Some(SuspendReason::Billing) => {
+            return Err(Problem::conflict(format!(
+                "this box is suspended because it is unpaid; it comes back by itself once the balance covers {}",
+                resource.arrears_cents + resource.price_cents
+            )));
+        }
+        Some(reason) => return Err(Problem::conflict(format!("this box is suspended for another reason ({reason}); write to us"))),
+        None => return Err(Problem::conflict(format!("only a suspended box can be resumed; this one is {}", resource.status))),
+    }
+    request(&app, &resource, attempt, Operation::Resume, SuspendReason::User.as_str(), &customer.cause()).await
+}
+
+/// Replace the password. The old one and every open session end.
+#[utoipa::path(post, path = "/api/seedbox/resources/{id}/rotate-credentials", tag = "seedboxes", params(("id" = ResourceId, Path)),
+    responses((status = 202, body = ResourceView), (status = 404, body = Problem), (status = 409, body = Problem)))]
+async fn rotate_credentials(
+    State(app): State<App>,
+    customer: Customer,
+    NewId(attempt): NewId,
+    Id(id): Id<Uuid>,
+) -> Result<(StatusCode, Json<ResourceView>), Problem> {
+    let resource = own(&app, &customer, id).await?;
+    if resource.status != Status::Active {
+        return Err(Problem::conflict(format!("only an active box gets a new password; this one is {}", resource.status)));
+    }
+    request(&app, &resource, attempt, Operation::RotateCredentials, "", &customer.cause()).await
+}
+
+/// How to end a box.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct EndBox {
+    /// The box's label, typed again: ending it wipes its data for good.
+    confirm_label: String,
+    /// `true` lets it run until the end of what is paid for; `false` takes that back. Ended now if left out.
+    at_period_end: Option<bool>,
+}
+
+/// End a box: its data is wiped for good. Ended in its first 7 days, the rest of the month goes back to the balance.
+#[utoipa::path(post, path = "/api/seedbox/resources/{id}/terminate", tag = "seedboxes", params(("id" = ResourceId, Path)),
+    request_body = EndBox,
+    responses((status = 202, body = ResourceView), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
+async fn terminate(
+    State(app): State<App>,
+    customer: Customer,
+    NewId(attempt): NewId,
+    Id(id): Id<Uuid>,
+    Body(body): Body<EndBox>,
+) -> Result<(StatusCode, Json<ResourceView>), Problem> {
+    let resource = own(&app, &customer, id).await?;
+    if body.confirm_label != resource.label {
+        return Err(Problem::bad_input(format!("`confirm_label` is not this box's label, '{}'; nothing was ended", resource.label)));
+    }
+    if matches!(resource.status, Status::Terminating | Status::Terminated) {
+        return Err(Problem::conflict(format!("this box is {} already", resource.status)));
+    }
+    if resource.suspend_reason == Some(SuspendReason::Abuse) || resource.hold_until.is_some_and(|until| until > app.now()) {
+        return Err(Problem::conflict("an operator holds this box; write to us"));
+    }
+    if let Some(ends) = body.at_period_end {
+        let mut tx = app.pool.begin().await?;
+        repository::set_ends_at_period_end_in(&mut tx, &resource, ends, app.now(), &customer.cause()).await?;
+        tx.commit().await?;
+        let fresh = own(&app, &customer, id).await?;
+        return Ok((StatusCode::ACCEPTED, Json(ResourceView::load(&app, fresh).await?)));
+    }
+    request(&app, &resource, attempt, Operation::Terminate, "user", &customer.cause()).await
+}
+
+/// A login, shown once.
+#[derive(Serialize, ToSchema)]
+struct LoginView {
+    web_url: Option<String>,
+    login_name: String,
+    password: String,
+}
+
+/// Show the present password: once. Rotate for another one.
+#[utoipa::path(post, path = "/api/seedbox/resources/{id}/credentials", tag = "seedboxes", params(("id" = ResourceId, Path)),
+    responses((status = 200, body = LoginView), (status = 404, body = Problem), (status = 409, body = Problem)))]
+async fn credentials(
+    State(app): State<App>,
+    customer: Customer,
+    Id(id): Id<Uuid>,
+) -> Result<([(HeaderName, &'static str); 1], Json<LoginView>), Problem> {
+    let resource = own(&app, &customer, id).await?;
+    let (login_name, password) = reveal(&app, &resource, &customer.cause()).await?;
+    let view = LoginView { web_url: resource.web_url, login_name, password: password.expose_secret().to_owned() };
+    Ok(([(header::CACHE_CONTROL, "no-store")], Json(view)))
+}
+
+/// Reads the password for its owner and marks it as shown, with an audit event. Used by the API and by the one-time link.
+pub(crate) async fn reveal(app: &App, resource: &Resource, cause: &Cause) -> Result<(String, secrecy::SecretString), Problem> {
+    if resource.status != Status::Active {
+        return Err(Problem::conflict(format!("a password is shown while the box is active; this one is {}", resource.status)));
+    }
+    let secret_ref = resource.secret_ref.as_deref().ok_or_else(|| Problem::conflict("this box has no password yet"))?;
+    let password = app.secrets.get_reference(secret_ref).await?.ok_or_else(|| {
+        Problem::conflict("the password of this box is not in the secret store; rotate it for a new one")
+    })?;
+    let mut tx = app.pool.begin().await?;
+    if !repository::mark_credentials_shown_in(&mut tx, resource).await? {
+        return Err(Problem::conflict("this password was shown already, and is shown once; rotate it for a new one"));
+    }
+    let after = Some(json!({ "credentials_version": resource.credentials_version }));
+    let event = Event { subject: Subject::Resource(resource.id), action: "resource.credentials_shown", before: None, after };
+    events::record_in(&mut tx, app.now(), cause, event).await?;
+    tx.commit().await?;
+    Ok((resource.login_name.clone().unwrap_or_else(|| "seed".to_owned()), password))
+}
+
+/// Which box is kept alive longest.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Priority {
+    /// 1 to 1000; a box with 1 is charged before one with 2.
+    priority: i32,
+}
+
+/// Set which box is charged first when the balance does not cover all.
+#[utoipa::path(put, path = "/api/seedbox/resources/{id}/priority", tag = "seedboxes", params(("id" = ResourceId, Path)),
+    request_body = Priority, responses((status = 200, body = ResourceView), (status = 404, body = Problem), (status = 422, body = Problem)))]
+async fn set_priority(
+    State(app): State<App>,
+    customer: Customer,
+    Id(id): Id<Uuid>,
+    Body(body): Body<Priority>,
+) -> Result<Json<ResourceView>, Problem> {
+    let resource = own(&app, &customer, id).await?;
+    if !(1..=1000).contains(&body.priority) {
+        return Err(Problem::bad_input("`priority` is 1 to 1000"));
+    }
+    let mut tx = app.pool.begin().await?;
+    repository::set_priority_in(&mut tx, &resource, body.priority, app.now(), &customer.cause()).await?;
+    tx.commit().await?;
+    let fresh = own(&app, &customer, id).await?;
+    Ok(Json(ResourceView::load(&app, fresh).await?))
+}

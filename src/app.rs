@@ -1,0 +1,51 @@
+//! What every part of the running application shares.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use seedplane_provisioning::ProvisioningProvider;
+use sqlx::PgPool;
+
+use crate::{
+    billing::rules::Policy,
+    clock::{Clock, Time},
+    mailer::Mailer,
+    payments::PaymentGateway,
+    secrets::SecretStore,
+};
+
+/// The application: cheap to clone, the same in handlers, workers and tests.
+#[derive(Debug, Clone)]
+pub struct App {
+    /// Connections on which the application is `seedplane_app`.
+    pub pool: PgPool,
+    /// The source of "now".
+    pub clock: Clock,
+    /// Where machines come from, by name.
+    pub providers: Arc<BTreeMap<&'static str, Arc<dyn ProvisioningProvider>>>,
+    /// Where money comes in.
+    pub gateway: Arc<dyn PaymentGateway>,
+    /// Where passwords and keys are.
+    pub secrets: Arc<dyn SecretStore>,
+    /// Who takes mails.
+    pub mailer: Arc<dyn Mailer>,
+    /// The numbers of the business rules.
+    pub policy: Arc<Policy>,
+    /// How people reach us, without a slash at the end.
+    pub public_url: Arc<str>,
+    /// Whether this is the trial: a sandbox gateway, an inbox page and a clock that can be moved.
+    pub trial: bool,
+    /// The folder beside the database where audit checkpoints are exported.
+    pub checkpoint_file: Arc<std::path::Path>,
+}
+
+impl App {
+    /// The time now, as the database holds it.
+    pub fn now(&self) -> Time {
+        Time(self.clock.now())
+    }
+
+    /// The provider of this name, if this installation has it.
+    pub fn provider(&self, name: &str) -> Option<&Arc<dyn ProvisioningProvider>> {
+        self.providers.get(name)
+    }
+}

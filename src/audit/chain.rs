@@ -1,0 +1,355 @@
+//! Tamper evidence: sealing the heads of all chains in signed checkpoints, and verifying the whole log.
+//!
+//! A chain shows a changed byte or a row missing from its middle. It cannot show that its newest rows were cut off, or
+//! that a whole chain is gone: the checkpoints do, and a copy of them outside the database shows that the checkpoints
+//! themselves were not rewritten. What was written after the last checkpoint is protected by its chain alone.
+
+use std::{
+    fmt,
+    io::{BufRead, Write},
+    path::Path,
+};
+
+use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use sqlx::{PgPool, Row, postgres::PgRow};
+use tokio_stream::StreamExt;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::{app::App, clock::Time, secrets::SecretPath, workers::StepError};
+
+/// How many chains one checkpoint seals at most; the next takes the rest.
+const MAX_HEADS: i64 = 5000;
+
+const EVENT_DOMAIN: &[u8] = b"seedplane audit event 1";
+const CHAIN_DOMAIN: &[u8] = b"seedplane audit chain 1:";
+const CHECKPOINT_DOMAIN: &[u8] = b"seedplane audit checkpoint 1";
+
+/// A checkpoint as it is exported, one line of JSON each.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct ExportedCheckpoint {
+    id: i64,
+    at: Time,
+    chains: i64,
+    digest: String,
+    signature: String,
+    public_key: String,
+}
+
+struct Head {
+    subject_id: Uuid,
+    seq: i64,
+    head: Vec<u8>,
+}
+
+fn checkpoint_digest(previous: &[u8], id: i64, at: Time, heads: &[Head]) -> [u8; 32] {
+    let mut hasher = Sha256::new();
+    hasher.update(CHECKPOINT_DOMAIN);
+    hasher.update(previous);
+    hasher.update(id.to_be_bytes());
+    hasher.update(at.0.as_microsecond().to_be_bytes());
+    for head in heads {
+        hasher.update(head.subject_id.as_bytes());
+        hasher.update(head.seq.to_be_bytes());
+        hasher.update(&head.head);
+    }
+    hasher.finalize().into()
+}
+
+async fn signing_key(app: &App) -> Result<Ed25519KeyPair, StepError> {
+    let path = SecretPath::new("audit/signing-key").expect("a fixed path");
+    let seed = SecretString::from(hex::encode(rand::random::<[u8; 32]>()));
+    let stored = app.secrets.get_or_put(&path, seed).await?;
+    hex::decode(stored.expose_secret())
+        .ok()
+        .and_then(|seed| Ed25519KeyPair::from_seed_unchecked(&seed).ok())
+        .ok_or_else(|| StepError::File(std::io::Error::other("the audit signing key in the secret store is not an Ed25519 seed")))
+}
+
+/// Seals every chain that grew since the last checkpoint. Answers how many.
+///
+/// # Errors
+/// Those of the database, the secret store and the checkpoint file.
+pub async fn seal(app: &App) -> Result<usize, StepError> {
+    let key = signing_key(app).await?;
+    let mut tx = app.pool.begin().await?;
+    // One sealer at a time; nobody else takes this lock.
+    let mine = sqlx::query_scalar!(r#"select pg_try_advisory_xact_lock(hashtext('seedplane audit seal')) as "mine!""#)
+        .fetch_one(&mut *tx)
+        .await?;
+    if !mine {
+        return Ok(0);
+    }
+    let mut heads: Vec<Head> = sqlx::query_as!(
+        Head,
+        "update audit_chains set sealed_seq = seq
+         where subject_id in (
+             select subject_id from audit_chains where seq > sealed_seq order by subject_id limit $1 for update skip locked)
+         returning subject_id, seq, head",
+        MAX_HEADS
+    )
+    .fetch_all(&mut *tx)
+    .await?;
+    let sealed = heads.len();
+    if sealed > 0 {
+        heads.sort_by_key(|head| head.subject_id);
+        let last = sqlx::query!("select id, digest from audit_checkpoints order by id desc limit 1").fetch_optional(&mut *tx).await?;
+        let (id, previous) = last.map_or((1, vec![0; 32]), |last| (last.id + 1, last.digest));
+        let at = app.now();
+        let digest = checkpoint_digest(&previous, id, at, &heads);
+        let signature = key.sign(&digest);
+        sqlx::query!(
+            "insert into audit_checkpoints (id, at, chains, digest, signature, public_key) values ($1, $2, $3, $4, $5, $6)",
+            id,
+            at,
+            i64::try_from(sealed).unwrap_or(i64::MAX),
+            &digest,
+            signature.as_ref(),
+            key.public_key().as_ref(),
+        )
+        .execute(&mut *tx)
+        .await?;
+        sqlx::query!(
+            "insert into audit_checkpoint_heads (checkpoint_id, subject_id, seq, head)
+             select $1, * from unnest($2::uuid[], $3::bigint[], $4::bytea[])",
+            id,
+            &heads.iter().map(|head| head.subject_id).collect::<Vec<_>>(),
+            &heads.iter().map(|head| head.seq).collect::<Vec<_>>(),
+            &heads.iter().map(|head| head.head.clone()).collect::<Vec<_>>(),
+        )
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        metrics::counter!("seedplane_audit_checkpoints_total").increment(1);
+    } else {
+        tx.rollback().await?;
+    }
+    export(&app.pool, &app.checkpoint_file).await?;
+    Ok(sealed)
+}
+
+fn read_exported(file: &Path) -> std::io::Result<Vec<ExportedCheckpoint>> {
+    let lines = match std::fs::File::open(file) {
+        Ok(file) => std::io::BufReader::new(file).lines(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    // A line cut short by a crash is written again by the next export.
+    lines.filter_map(|line| line.map(|line| serde_json::from_str(&line).ok()).transpose()).collect()
+}
+
+/// Appends to the file outside the database every checkpoint it does not hold yet.
+async fn export(pool: &PgPool, file: &Path) -> Result<(), StepError> {
+    let last = read_exported(file)?.last().map_or(0, |last| last.id);
+    let rows = sqlx::query!(
+        "select id, at, chains, digest, signature, public_key from audit_checkpoints where id > $1 order by id limit 10000",
+        last
+    )
+    .fetch_all(pool)
+    .await?;
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let mut lines = String::new();
+    for row in rows {
+        let exported = ExportedCheckpoint {
+            id: row.id,
+            at: row.at,
+            chains: row.chains,
+            digest: hex::encode(row.digest),
+            signature: hex::encode(row.signature),
+            public_key: hex::encode(row.public_key),
+        };
+        // A leading newline ends a line that a crash cut short; empty lines are skipped when read.
+        lines.push('\n');
+        lines.push_str(&serde_json::to_string(&exported).expect("a checkpoint is plain JSON"));
+    }
+    lines.push('\n');
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(file)?;
+    file.write_all(lines.as_bytes())?;
+    file.sync_data()?;
+    Ok(())
+}
+
+/// What verifying found.
+#[derive(Debug, Clone, Default, Serialize, ToSchema)]
+pub struct Verification {
+    /// Events read.
+    pub events: u64,
+    /// Chains they belong to.
+    pub chains: u64,
+    /// Checkpoints checked.
+    pub checkpoints: u64,
+    /// Checkpoints compared with the copy outside the database.
+    pub exported: u64,
+    /// The first thing that is wrong; `null` if nothing is.
+    pub fault: Option<String>,
+}
+
+impl fmt::Display for Verification {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} events in {} chains, {} signed checkpoints, {} of them compared with the copy outside the database: ",
+            self.events, self.chains, self.checkpoints, self.exported
+        )?;
+        match &self.fault {
+            None => f.write_str("unaltered"),
+            Some(fault) => write!(f, "ALTERED: {fault}"),
+        }
+    }
+}
+
+fn field(hasher: &mut Sha256, value: Option<&str>) {
+    match value {
+        None => hasher.update(b"-"),
+        Some(value) => {
+            hasher.update(value.len().to_string());
+            hasher.update(b":");
+            hasher.update(value);
+        }
+    }
+}
+
+fn event_hash(previous: &[u8], row: &PgRow) -> sqlx::Result<[u8; 32]> {
+    let mut hasher = Sha256::new();
+    hasher.update(EVENT_DOMAIN);
+    hasher.update(previous);
+    for column in
+        ["subject_kind", "subject", "seq_text", "at_text", "actor", "action", "resource", "reason", "request_id", "before", "after"]
+    {
+        field(&mut hasher, row.try_get::<Option<&str>, _>(column)?);
+    }
+    Ok(hasher.finalize().into())
+}
+
+/// Verifies every chain, every checkpoint, and the copy of the checkpoints outside the database, and names the first row
+/// that is wrong. Reads one snapshot, row by row.
+///
+/// # Errors
+/// Those of the database and of reading the file; an altered log is not an error but a finding.
+pub async fn verify(pool: &PgPool, checkpoint_file: Option<&Path>) -> Result<Verification, StepError> {
+    let mut found = Verification::default();
+    let mut tx = pool.begin().await?;
+    sqlx::query!("set transaction isolation level repeatable read read only").execute(&mut *tx).await?;
+
+    let mut chain: Option<(Uuid, i64, Vec<u8>)> = None;
+    {
+        let mut rows = sqlx::query(
+            "select e.id, e.subject_id, e.seq, e.previous_hash, e.hash, e.subject_kind, e.subject_id::text as subject,
+                 e.seq::text as seq_text, (extract(epoch from e.at) * 1000000)::bigint::text as at_text, e.actor, e.action,
+                 e.resource_id::text as resource, e.reason, e.request_id, e.before::text as before, e.after::text as after
+             from seedbox_audit_events e order by e.subject_id, e.seq",
+        )
+        .fetch(&mut *tx);
+        while let Some(row) = rows.next().await {
+            let row = row?;
+            let (id, subject, seq): (i64, Uuid, i64) = (row.try_get("id")?, row.try_get("subject_id")?, row.try_get("seq")?);
+            let (previous, hash): (&[u8], &[u8]) = (row.try_get("previous_hash")?, row.try_get("hash")?);
+            let (expected_seq, expected_previous) = match &chain {
+                Some((of, seq, hash)) if *of == subject => (seq + 1, hash.clone()),
+                _ => {
+                    found.chains += 1;
+                    (1, Sha256::digest([CHAIN_DOMAIN, subject.to_string().as_bytes()].concat()).to_vec())
+                }
+            };
+            found.events += 1;
+            let name = format!("event {id} ({} {subject}, number {seq} of its chain)", row.try_get::<&str, _>("subject_kind")?);
+            found.fault = if seq != expected_seq {
+                Some(format!("{name} follows number {}: at least one row before it was removed", expected_seq - 1))
+            } else if previous != expected_previous {
+                Some(format!("{name} does not continue the row before it"))
+            } else if event_hash(previous, &row)? != hash {
+                Some(format!("{name} was changed: its content does not match its hash"))
+            } else {
+                None
+            };
+            if found.fault.is_some() {
+                return Ok(found);
+            }
+            chain = Some((subject, seq, hash.to_vec()));
+        }
+    }
+
+    let cut = sqlx::query!(
+        r#"select h.checkpoint_id, h.subject_id, h.seq, e.id as "event?" from audit_checkpoint_heads h
+           left join seedbox_audit_events e on e.subject_id = h.subject_id and e.seq = h.seq
+           where e.hash is distinct from h.head order by h.checkpoint_id, h.subject_id limit 1"#
+    )
+    .fetch_optional(&mut *tx)
+    .await?;
+    if let Some(cut) = cut {
+        found.fault = Some(match cut.event {
+            Some(event) => format!("event {event} is not the one that checkpoint {} sealed", cut.checkpoint_id),
+            None => format!(
+                "event number {} of subject {} is missing: checkpoint {} sealed it, so the end of that chain was cut off",
+                cut.seq, cut.subject_id, cut.checkpoint_id
+            ),
+        });
+        return Ok(found);
+    }
+    let loose = sqlx::query!(
+        r#"select c.subject_id, c.seq from audit_chains c
+           left join seedbox_audit_events e on e.subject_id = c.subject_id and e.seq = c.seq
+           where e.hash is distinct from c.head order by c.subject_id limit 1"#
+    )
+    .fetch_optional(&mut *tx)
+    .await?;
+    if let Some(loose) = loose {
+        found.fault = Some(format!("event number {} of subject {} is missing: the end of that chain was cut off", loose.seq, loose.subject_id));
+        return Ok(found);
+    }
+
+    found.fault = verify_checkpoints(&mut tx, &mut found, checkpoint_file).await?;
+    Ok(found)
+}
+
+async fn verify_checkpoints(
+    connection: &mut sqlx::PgConnection,
+    found: &mut Verification,
+    checkpoint_file: Option<&Path>,
+) -> Result<Option<String>, StepError> {
+    let exported = checkpoint_file.map(read_exported).transpose()?.unwrap_or_default();
+    let checkpoints = sqlx::query!("select id, at, chains, digest, signature, public_key from audit_checkpoints order by id")
+        .fetch_all(&mut *connection)
+        .await?;
+    let mut previous = vec![0; 32];
+    for (position, checkpoint) in checkpoints.iter().enumerate() {
+        found.checkpoints += 1;
+        let id = checkpoint.id;
+        if usize::try_from(id).ok() != Some(position + 1) {
+            return Ok(Some(format!("checkpoint {} is missing", position + 1)));
+        }
+        let heads = sqlx::query_as!(
+            Head,
+            "select subject_id, seq, head from audit_checkpoint_heads where checkpoint_id = $1 order by subject_id",
+            id
+        )
+        .fetch_all(&mut *connection)
+        .await?;
+        let digest = checkpoint_digest(&previous, id, checkpoint.at, &heads);
+        if digest != checkpoint.digest.as_slice() {
+            return Ok(Some(format!("checkpoint {id} was changed: its content does not match its digest")));
+        }
+        let key = UnparsedPublicKey::new(&ED25519, &checkpoint.public_key);
+        if key.verify(&digest, &checkpoint.signature).is_err() {
+            return Ok(Some(format!("checkpoint {id} is not signed by its key")));
+        }
+        previous = digest.to_vec();
+    }
+    for outside in &exported {
+        found.exported += 1;
+        let inside = usize::try_from(outside.id - 1).ok().and_then(|position| checkpoints.get(position));
+        let same = inside.is_some_and(|inside| {
+            hex::encode(&inside.digest) == outside.digest && hex::encode(&inside.public_key) == outside.public_key
+        });
+        if !same {
+            let what = if inside.is_some() { "differs from" } else { "is missing from the database but stands in" };
+            return Ok(Some(format!("checkpoint {} {what} the copy outside the database", outside.id)));
+        }
+    }
+    Ok(None)
+}

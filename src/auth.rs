@@ -1,0 +1,112 @@
+//! Who may call: extractors shared by the API and the pages. Somebody else's thing does not exist, and neither do the
+//! operators' routes for anybody who is none.
+
+use axum::{
+    extract::{FromRef, FromRequestParts, OptionalFromRequestParts},
+    http::{header, request::Parts},
+};
+
+use crate::{
+    accounts::{self, Principal},
+    api::error::Problem,
+    app::App,
+    audit::events::{Actor, Cause},
+};
+
+/// A signed-in person.
+#[derive(Debug, Clone)]
+pub struct Customer {
+    /// Who.
+    pub principal: Principal,
+    /// The request, for the audit log.
+    pub request_id: Option<String>,
+}
+
+impl Customer {
+    /// What an audit event says of this person's own doings.
+    pub fn cause(&self) -> Cause {
+        Cause { actor: Actor::User(self.principal.user_id), reason: String::new(), request_id: self.request_id.clone() }
+    }
+}
+
+/// The bearer token of a request.
+pub fn bearer(parts: &Parts) -> Option<&str> {
+    let value = parts.headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    (scheme.eq_ignore_ascii_case("bearer") && token.len() <= 200).then(|| token.trim())
+}
+
+/// The id the request carries through logs and the audit log.
+pub fn request_id(parts: &Parts) -> Option<String> {
+    parts.headers.get("x-request-id").and_then(|id| id.to_str().ok()).map(str::to_owned)
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Customer
+where
+    App: FromRef<S>,
+{
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let app = App::from_ref(state);
+        let token = bearer(parts).ok_or_else(Problem::unauthorized)?;
+        let principal = accounts::authenticate(&app.pool, token, app.now()).await?.ok_or_else(Problem::unauthorized)?;
+        Ok(Self { principal, request_id: request_id(parts) })
+    }
+}
+
+impl<S: Send + Sync> OptionalFromRequestParts<S> for Customer
+where
+    App: FromRef<S>,
+{
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Option<Self>, Problem> {
+        if bearer(parts).is_none() {
+            return Ok(None);
+        }
+        <Self as FromRequestParts<S>>::from_request_parts(parts, state).await.map(Some)
+    }
+}
+
+/// Somebody who runs the business.
+#[derive(Debug, Clone)]
+pub struct Operator {
+    /// Who.
+    pub principal: Principal,
+    /// The request, for the audit log.
+    pub request_id: Option<String>,
+}
+
+impl Operator {
+    /// What an audit event says of an operator's doings: the reason is compulsory.
+    ///
+    /// # Errors
+    /// A problem if there is no reason.
+    pub fn cause(&self, reason: &str) -> Result<Cause, Problem> {
+        let reason = reason.trim();
+        if reason.is_empty() || reason.len() > 1000 {
+            return Err(Problem::bad_input("an operator says why: `reason` has 1 to 1000 characters"));
+        }
+        Ok(Cause {
+            actor: Actor::Operator(self.principal.user_id),
+            reason: reason.to_owned(),
+            request_id: self.request_id.clone(),
+        })
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Operator
+where
+    App: FromRef<S>,
+{
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let customer = <Customer as FromRequestParts<S>>::from_request_parts(parts, state).await?;
+        if !customer.principal.role.is_operator() {
+            return Err(Problem::not_found("page"));
+        }
+        Ok(Self { principal: customer.principal, request_id: customer.request_id })
+    }
+}

@@ -1,0 +1,113 @@
+//! Giving money back: what the end of a box returns, and what an operator decides.
+
+use sqlx::PgConnection;
+
+use super::{
+    ledger::{self, Account, Transfer, TransferKind},
+    rules::{self, Policy},
+};
+use crate::{
+    audit::events::Cause,
+    clock::Time,
+    ids::UserId,
+    money::Usd,
+    seedbox::Resource,
+};
+
+/// Books what the end of a box returns to its owner's balance, in the transaction that ends it: a prorated refund of the
+/// running period in the first days, always when we or the upstream are at fault, never after abuse or for non-payment.
+///
+/// # Errors
+/// Those of the database.
+pub async fn on_end_in(
+    connection: &mut PgConnection,
+    resource: &Resource,
+    reason: &str,
+    at: Time,
+    cause: &Cause,
+    policy: &Policy,
+) -> sqlx::Result<Usd> {
+    let Some(charge) = last_charge(connection, resource).await? else { return Ok(Usd::ZERO) };
+    let Some(activated_at) = resource.activated_at else { return Ok(Usd::ZERO) };
+    let Some(end) = rules::EndReason::from_word(reason) else { return Ok(Usd::ZERO) };
+    let period = rules::Period { start: charge.period.0.0, end: charge.period.1.0 };
+    let refund = rules::refund_on_end(charge.amount - charge.refunded, &period, activated_at.0, at.0, end, policy);
+    if refund.is_positive() {
+        book_in(connection, resource, &charge, refund, &format!("the box ended ({reason})"), at).await?;
+        tracing::info!(resource = %resource.id, %refund, actor = %cause.actor, "refunded at the end of a box");
+    }
+    Ok(refund)
+}
+
+/// A charge and what was given back of it.
+struct Charged {
+    key: String,
+    amount: Usd,
+    refunded: Usd,
+    refunds: i64,
+    period: (Time, Time),
+    promotional: Usd,
+}
+
+async fn last_charge(connection: &mut PgConnection, resource: &Resource) -> sqlx::Result<Option<Charged>> {
+    let n = resource.charged_total - 1;
+    if n < 0 {
+        return Ok(None);
+    }
+    let key = format!("charge:{}:{n}", resource.id);
+    let row = sqlx::query!(
+        r#"select coalesce(sum(amount_cents), 0)::bigint as "amount!: Usd", min(period_start) as "start: Time", max(period_end) as "end: Time",
+               coalesce(sum(amount_cents) filter (where idempotency_key like '%:promotional'), 0)::bigint as "promotional!: Usd",
+               (select coalesce(sum(amount_cents), 0)::bigint from ledger_transfers r
+                where r.resource_id = $2 and r.kind = 'refund' and r.cause like $1 || ' %') as "refunded!: Usd",
+               (select count(*) from ledger_transfers r
+                where r.resource_id = $2 and r.kind = 'refund' and r.cause like $1 || ' %') as "refunds!"
+           from ledger_transfers
+           where idempotency_key in ($1, $1 || ':paid', $1 || ':promotional')"#,
+        key,
+        resource.id.0,
+    )
+    .fetch_one(connection)
+    .await?;
+    let (Some(start), Some(end)) = (row.start, row.end) else { return Ok(None) };
+    Ok(Some(Charged {
+        key,
+        amount: row.amount,
+        refunded: row.refunded,
+        refunds: row.refunds,
+        period: (start, end),
+        promotional: row.promotional,
+    }))
+}
+
+async fn book_in(
+    connection: &mut PgConnection,
+    resource: &Resource,
+    charge: &Charged,
+    amount: Usd,
+    why: &str,
+    at: Time,
+) -> sqlx::Result<()> {
+    // Paid money goes back first: promotional credit is what is left of a refund once everything paid is returned.
+    let paid_part = charge.amount - charge.promotional;
+    let to_paid = amount.min(if paid_part > charge.refunded { paid_part - charge.refunded } else { Usd::ZERO });
+    let transfer = |credit: fn(UserId) -> Account, amount, part: &str| Transfer {
+        debit: Account::Revenue,
+        credit: credit(resource.user_id),
+        amount,
+        kind: TransferKind::Refund,
+        idempotency_key: format!("refund:{}:{}:{part}", charge.key, charge.refunds),
+        cause: format!("{} {why}", charge.key),
+        user_id: resource.user_id,
+        resource_id: Some(resource.id),
+        order_id: None,
+        period: None,
+    };
+    let transfers: Vec<Transfer> =
+        [transfer(Account::Paid, to_paid, "paid"), transfer(Account::Promotional, amount - to_paid, "promotional")]
+            .into_iter()
+            .filter(|transfer| transfer.amount.is_positive())
+            .collect();
+    ledger::book_in(connection, &transfers, at).await?;
+    Ok(())
+}

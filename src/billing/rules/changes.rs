@@ -1,0 +1,132 @@
+//! Changes in the middle of a period: upgrades, refunds, payouts.
+
+use jiff::{SignedDuration, Timestamp, tz::TimeZone};
+
+use super::{DAY, Period, Policy};
+use crate::money::Usd;
+
+/// Whole days of a period that are left from the next midnight UTC after `now`.
+pub fn days_left(period: &Period, now: Timestamp) -> i64 {
+    let date = |at: Timestamp| at.to_zoned(TimeZone::UTC).date();
+    let tomorrow = date(now + SignedDuration::from_hours(24));
+    let days = tomorrow.until(date(period.end)).map_or(0, |span| i64::from(span.get_days()));
+    days.clamp(0, period.days())
+}
+
+/// What an upgrade costs now, the anchor kept: the difference of what both plans cost for the days that are left.
+pub fn upgrade_price(old: Usd, new: Usd, period: &Period, now: Timestamp) -> Usd {
+    let (left, days) = (days_left(period, now), period.days());
+    new.prorate(left, days) - old.prorate(left, days)
+}
+
+/// A downgrade takes effect at the end of the period and gives no credit.
+pub const fn downgrade_is_free() -> Usd {
+    Usd::ZERO
+}
+
+/// Who or what ended a box.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndReason {
+    /// Its owner, now.
+    Owner,
+    /// Our fault or the upstream's.
+    Fault,
+    /// An operator, for a reason that is nobody's fault.
+    Operator,
+    /// Abuse.
+    Abuse,
+    /// Non-payment.
+    Billing,
+}
+
+impl EndReason {
+    /// From the first word of an operation's reason. `None` for an end that never had a charge.
+    pub fn from_word(word: &str) -> Option<Self> {
+        match word {
+            "user" => Some(Self::Owner),
+            "fault" | "upstream" => Some(Self::Fault),
+            "operator" => Some(Self::Operator),
+            "abuse" => Some(Self::Abuse),
+            "billing" => Some(Self::Billing),
+            _ => None,
+        }
+    }
+}
+
+/// What the end of a box gives back of the running period: pro rata in the first days when its owner ends it, always when
+/// we or the upstream are at fault or an operator decides it, nothing after abuse or for non-payment.
+///
+/// `charged` is what the period cost, less what was refunded of it before.
+pub fn refund_on_end(charged: Usd, period: &Period, activated_at: Timestamp, now: Timestamp, reason: EndReason, policy: &Policy) -> Usd {
+    let gives_back = match reason {
+        EndReason::Owner => now.duration_since(activated_at) < policy.refund_window,
+        EndReason::Fault | EndReason::Operator => true,
+        EndReason::Abuse | EndReason::Billing => false,
+    };
+    if !gives_back || now >= period.end || !charged.is_positive() {
+        return Usd::ZERO;
+    }
+    charged.prorate(days_left(period, now.max(period.start - DAY)), period.days())
+}
+
+/// How much of a charge can still be refunded: the sum of its refunds never passes it.
+pub fn refundable(charged: Usd, refunded: Usd) -> Usd {
+    if charged > refunded { charged - refunded } else { Usd::ZERO }
+}
+
+/// How much can be paid out: paid credit only, never promotional, and none while the account is held.
+pub fn payout_limit(paid: Usd, held: bool) -> Usd {
+    if held { Usd::ZERO } else { paid }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    fn cents(cents: i64) -> Usd {
+        Usd::from_cents(cents)
+    }
+
+    #[test]
+    fn an_upgrade_costs_the_difference_for_the_days_left() {
+        let period = Period { start: at("2027-01-31T00:00:00Z"), end: at("2027-02-28T00:00:00Z") };
+        let now = at("2027-02-09T15:30:00Z");
+        assert_eq!(days_left(&period, now), 18);
+        assert_eq!(upgrade_price(cents(1500), cents(3000), &period, now), cents(964));
+        assert_eq!(upgrade_price(cents(1500), cents(1500), &period, now), Usd::ZERO);
+        assert_eq!(upgrade_price(cents(1500), cents(3000), &period, at("2027-02-27T23:00:00Z")), Usd::ZERO);
+        assert_eq!(downgrade_is_free(), Usd::ZERO);
+    }
+
+    #[test]
+    fn an_end_gives_back_what_the_rules_say() {
+        let policy = Policy::default();
+        let start = at("2027-04-01T10:00:00Z");
+        let period = Period { start, end: at("2027-05-01T10:00:00Z") };
+        for (now, reason, expected) in [
+            ("2027-04-01T11:00:00Z", EndReason::Owner, 1450),
+            ("2027-04-06T10:00:00Z", EndReason::Owner, 1200),
+            ("2027-04-08T09:59:59Z", EndReason::Owner, 1100),
+            ("2027-04-08T10:00:00Z", EndReason::Owner, 0),
+            ("2027-04-20T10:00:00Z", EndReason::Fault, 500),
+            ("2027-04-20T10:00:00Z", EndReason::Operator, 500),
+            ("2027-04-02T10:00:00Z", EndReason::Abuse, 0),
+            ("2027-04-02T10:00:00Z", EndReason::Billing, 0),
+            ("2027-05-01T10:00:00Z", EndReason::Fault, 0),
+        ] {
+            assert_eq!(refund_on_end(cents(1500), &period, start, at(now), reason, &policy), cents(expected), "{now} {reason:?}");
+        }
+    }
+
+    #[test]
+    fn refunds_and_payouts_have_limits() {
+        assert_eq!(refundable(cents(1500), cents(500)), cents(1000));
+        assert_eq!(refundable(cents(1500), cents(1600)), Usd::ZERO);
+        assert_eq!(payout_limit(cents(700), false), cents(700));
+        assert_eq!(payout_limit(cents(700), true), Usd::ZERO);
+    }
+}

@@ -1,0 +1,572 @@
+//! The billing sweep: loads a batch of accounts, decides each with the rules, and writes what follows in one transaction.
+//! Charges, which are nearly all of it, are written set by set; the rare rest one by one.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde::Serialize;
+use sqlx::{PgConnection, PgPool};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::{
+    ledger::{self, Account as LedgerAccount, Transfer, TransferKind},
+    rules::{self, Account, Action, BoxState, BoxStatus, Interlocks, NoticeState, PaymentInFlight, Policy, PriceChange},
+};
+use crate::{
+    app::App,
+    audit::events::Cause,
+    clock::Time,
+    ids::{AttemptId, ResourceId, UserId},
+    mailer::{self, templates},
+    money::Usd,
+    seedbox::{Operation, Resource, Status, SuspendReason, repository},
+    workers::StepError,
+};
+
+/// How many accounts one transaction takes at most.
+pub const BATCH: usize = 500;
+
+/// A notice of this lapse: said once, and asked for by the same key whether it was handed over.
+fn final_warning_key(id: ResourceId, charged_total: i32) -> String {
+    format!("final_warning:{id}:{charged_total}")
+}
+
+fn wipe_notice_key(id: ResourceId, charged_total: i32, index: usize) -> String {
+    format!("wipe_notice:{id}:{charged_total}:{index}")
+}
+
+/// An account as it was loaded: the rules' view of it, and the rows it came from.
+struct Loaded {
+    user: UserId,
+    account: Account,
+    resources: HashMap<ResourceId, Resource>,
+}
+
+/// Loads accounts in a handful of statements, whatever their number.
+async fn load_in(connection: &mut PgConnection, users: &[UserId]) -> sqlx::Result<Vec<Loaded>> {
+    let ids: Vec<Uuid> = users.iter().map(|user| user.0).collect();
+    let accounts = sqlx::query!(
+        r#"select a.user_id, a.runway_notice_days,
+               (select balance_cents from ledger_accounts l where l.user_id = a.user_id and l.kind = 'paid' and l.resource_id is null) as "paid!: Usd",
+               (select balance_cents from ledger_accounts l where l.user_id = a.user_id and l.kind = 'promotional' and l.resource_id is null) as "promotional!: Usd",
+               (select sum(t.amount_cents)::bigint from topup_intents t where t.user_id = a.user_id and t.status = 'detected'
+                   and t.received_crypto >= t.expected_crypto) as "in_flight: Usd",
+               (select min(t.detected_at) from topup_intents t where t.user_id = a.user_id and t.status = 'detected'
+                   and t.received_crypto >= t.expected_crypto) as "in_flight_since: Time"
+           from seedbox_billing_accounts a where a.user_id = any($1)"#,
+        &ids
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    let resources = sqlx::query_as!(
+        Resource,
+        "select * from seedbox_resources where user_id = any($1) and kind = 'managed' and status <> 'terminated'",
+        &ids
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    let open = sqlx::query!(
+        "select resource_id, operation from provision_attempts
+         where status in ('requested', 'running') and resource_id = any($1)",
+        &resources.iter().map(|resource| resource.id.0).collect::<Vec<_>>()
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    let keys: Vec<String> = resources
+        .iter()
+        .filter(|resource| resource.past_due_since.is_some() || resource.status == Status::Suspended)
+        .flat_map(|resource| {
+            let (id, total) = (resource.id, resource.charged_total);
+            (0..3).map(move |index| wipe_notice_key(id, total, index)).chain([final_warning_key(id, total)])
+        })
+        .collect();
+    let said: HashMap<String, Option<Time>> =
+        sqlx::query!("select idempotency_key, handed_at from notices where idempotency_key = any($1)", &keys)
+            .fetch_all(&mut *connection)
+            .await?
+            .into_iter()
+            .map(|notice| (notice.idempotency_key, notice.handed_at))
+            .collect();
+    let state = |key: String| match said.get(&key) {
+        None => NoticeState::NotSaid,
+        Some(None) => NoticeState::Said,
+        Some(Some(at)) => NoticeState::Handed(at.0),
+    };
+    let asked = |id: ResourceId, operation: Operation| open.iter().any(|row| row.resource_id == id && row.operation == operation);
+
+    let mut loaded: BTreeMap<UserId, Loaded> = accounts
+        .into_iter()
+        .map(|row| {
+            let account = Account {
+                paid: row.paid,
+                promotional: row.promotional,
+                boxes: Vec::new(),
+                payment_in_flight: row
+                    .in_flight
+                    .zip(row.in_flight_since)
+                    .map(|(amount, since)| PaymentInFlight { amount, detected_at: since.0 }),
+                runway_said: row.runway_notice_days.map(i64::from),
+            };
+            (row.user_id, Loaded { user: row.user_id, account, resources: HashMap::new() })
+        })
+        .collect();
+    for resource in resources {
+        let Some(of) = loaded.get_mut(&resource.user_id) else { continue };
+        let (id, total) = (resource.id, resource.charged_total);
+        let status = match (resource.status, resource.suspend_reason, resource.suspended_at) {
+            (Status::Active, ..) => BoxStatus::Active,
+            (Status::Suspended, Some(SuspendReason::Billing), Some(since)) => BoxStatus::SuspendedForBilling { since: since.0 },
+            _ => BoxStatus::Apart,
+        };
+        of.account.boxes.push(BoxState {
+            id,
+            status,
+            suspend_asked: asked(id, Operation::Suspend),
+            resume_asked: asked(id, Operation::Resume),
+            end_asked: asked(id, Operation::Terminate),
+            price: resource.price_cents,
+            price_change: resource
+                .next_price_cents
+                .zip(resource.next_price_notified_at)
+                .map(|(price, notified_at)| PriceChange { price, notified_at: notified_at.0 }),
+            anchor: resource.anchor_at.unwrap_or(resource.created_at).0,
+            periods_charged: u32::try_from(resource.periods_charged).unwrap_or(0),
+            priority: resource.priority,
+            activated_at: resource.activated_at.unwrap_or(resource.created_at).0,
+            past_due_since: resource.past_due_since.map(|since| since.0),
+            final_warning: state(final_warning_key(id, total)),
+            arrears: resource.arrears_cents,
+            wipe_notices: [0, 1, 2].map(|index| state(wipe_notice_key(id, total, index))),
+            hold_until: resource.hold_until.map(|until| until.0),
+            ends_at_period_end: resource.ends_at_period_end,
+        });
+        of.resources.insert(id, resource);
+    }
+    Ok(loaded.into_values().collect())
+}
+
+/// What stops suspensions and wipes now.
+async fn interlocks(pool: &PgPool, now: Time) -> sqlx::Result<Interlocks> {
+    let clock = sqlx::query_scalar!(
+        r#"select coalesce((select at > $1::timestamptz + interval '1 minute' from audit_checkpoints order by id desc limit 1), false) as "back!""#,
+        now
+    )
+    .fetch_one(pool)
+    .await?;
+    let gateway = sqlx::query_scalar!(
+        r#"select exists (select from topup_intents where last_error is not null
+               and status in ('created', 'pending', 'detected')) as "failing!""#
+    )
+    .fetch_one(pool)
+    .await?;
+    Ok(Interlocks { gateway_failing: gateway, mailer_failing: mailer::is_failing(pool, now).await?, clock_went_back: clock })
+}
+
+/// How many suspensions and wipes this run may still ask for.
+struct Blast {
+    already: u32,
+    fleet: u32,
+    approved: bool,
+    stopped: bool,
+}
+
+impl Blast {
+    async fn load(connection: &mut PgConnection, now: Time) -> sqlx::Result<Self> {
+        let row = sqlx::query!(
+            r#"select
+                   (select count(*) from provision_attempts where actor = 'system' and operation in ('suspend', 'terminate')
+                       and requested_at > $1::timestamptz - interval '1 hour' and requested_at <= $1) as "already!",
+                   (select count(*) from seedbox_resources where status in ('active', 'suspended')) as "fleet!",
+                   exists (select from operator_alerts where kind = 'blast_limit' and resolved_at > $1::timestamptz - interval '1 hour') as "approved!",
+                   exists (select from operator_alerts where kind = 'blast_limit' and resolved_at is null) as "stopped!""#,
+            now
+        )
+        .fetch_one(connection)
+        .await?;
+        let count = |number: i64| u32::try_from(number).unwrap_or(u32::MAX);
+        Ok(Self { already: count(row.already), fleet: count(row.fleet), approved: row.approved, stopped: row.stopped })
+    }
+
+    /// Whether one more box may be hit.
+    fn allows(&mut self, policy: &Policy) -> bool {
+        if self.stopped || !(self.approved || rules::within_blast_limit(self.already, self.fleet, policy)) {
+            self.stopped = true;
+            return false;
+        }
+        self.already += 1;
+        true
+    }
+}
+
+/// Applies the rules to every account that is due, batch by batch.
+///
+/// # Errors
+/// Those of the database; batches before it are done.
+pub async fn sweep_due(app: &App) -> Result<usize, StepError> {
+    let mut swept = 0;
+    loop {
+        let now = app.now();
+        let interlocks = interlocks(&app.pool, now).await?;
+        let mut tx = app.pool.begin().await?;
+        // A literal limit: a parameter's would be planned for a tenth of the table.
+        let users = sqlx::query_scalar!(
+            "select user_id from seedbox_billing_accounts where next_sweep_at <= $1
+             order by next_sweep_at, user_id limit 500 for update skip locked",
+            now
+        )
+        .fetch_all(&mut *tx)
+        .await?;
+        if users.is_empty() {
+            return Ok(swept);
+        }
+        settle_in(&mut tx, app, &users, now, &interlocks).await?;
+        tx.commit().await?;
+        swept += users.len();
+        if users.len() < BATCH {
+            return Ok(swept);
+        }
+    }
+}
+
+/// Applies the rules to one account now.
+///
+/// # Errors
+/// Those of the database.
+pub async fn settle(app: &App, user: UserId) -> Result<(), StepError> {
+    let now = app.now();
+    let interlocks = interlocks(&app.pool, now).await?;
+    let mut tx = app.pool.begin().await?;
+    repository::lock_account_in(&mut tx, user).await?;
+    settle_in(&mut tx, app, &[user], now, &interlocks).await?;
+    tx.commit().await?;
+    Ok(())
+}
+
+async fn settle_in(
+    connection: &mut PgConnection,
+    app: &App,
+    users: &[UserId],
+    now: Time,
+    interlocks: &Interlocks,
+) -> Result<(), StepError> {
+    let policy = app.policy.as_ref();
+    let loaded = load_in(connection, users).await?;
+    let mut blast = None;
+    let mut charges = Charges::default();
+    let (mut swept, mut next_at) = (Vec::new(), Vec::new());
+    for of in &loaded {
+        let decision = rules::decide(&of.account, now.0, policy, interlocks);
+        let mut again = decision.next_at;
+        // A period charged in this run is the n-th of the box's charges even when several are.
+        let mut charged: HashMap<ResourceId, i32> = HashMap::new();
+        for action in &decision.actions {
+            match action {
+                Action::Charge { id, period, price, from_promotional, from_paid, n } => {
+                    let nth = charged.entry(*id).or_default();
+                    charges.add(of, *id, *nth, *n, (Time(period.start), Time(period.end)), *price, (*from_promotional, *from_paid));
+                    *nth += 1;
+                }
+                Action::Suspend { .. } | Action::End { unpaid: true, .. } => {
+                    if blast.is_none() {
+                        blast = Some(Blast::load(connection, now).await?);
+                    }
+                    let blast = blast.as_mut().expect("loaded just above");
+                    if blast.allows(policy) {
+                        act_in(connection, of, action, now).await?;
+                    } else {
+                        let detail = format!(
+                            "{} boxes of {} were suspended or ended in the last hour; the rest waits. Resolve this alert to let it go on for an hour.",
+                            blast.already, blast.fleet
+                        );
+                        repository::alert(&mut *connection, "blast_limit", "billing sweep", &detail, now).await?;
+                        let retry = now.0 + policy.interlock_retry;
+                        again = Some(again.map_or(retry, |at| at.min(retry)));
+                    }
+                }
+                other => act_in(connection, of, other, now).await?,
+            }
+        }
+        swept.push(of.user.0);
+        // An account where nothing will come by itself is looked at once a month all the same.
+        next_at.push(Time(again.unwrap_or(now.0 + rules::DAY * 30)));
+    }
+    charges.write_in(connection, now).await?;
+    sqlx::query!(
+        "update seedbox_billing_accounts a set next_sweep_at = t.at
+         from unnest($1::uuid[], $2::timestamptz[]) as t (user_id, at) where a.user_id = t.user_id",
+        &swept,
+        &next_at as _,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// The renewals of a batch, as columns.
+#[derive(Default)]
+struct Charges {
+    transfers: Vec<Transfer>,
+    ids: Vec<Uuid>,
+    versions: Vec<i64>,
+    periods: Vec<i32>,
+    totals: Vec<i32>,
+    prices: Vec<i64>,
+    paid_until: Vec<Time>,
+}
+
+impl Charges {
+    #[allow(clippy::too_many_arguments, reason = "the columns of a renewal")]
+    fn add(&mut self, of: &Loaded, id: ResourceId, nth: i32, n: u32, period: (Time, Time), price: Usd, parts: (Usd, Usd)) {
+        let resource = &of.resources[&id];
+        let total = resource.charged_total + nth;
+        for (debit, amount, part) in
+            [(LedgerAccount::Promotional(of.user), parts.0, "promotional"), (LedgerAccount::Paid(of.user), parts.1, "paid")]
+        {
+            if amount.is_positive() {
+                self.transfers.push(Transfer {
+                    debit,
+                    credit: LedgerAccount::Revenue,
+                    amount,
+                    kind: TransferKind::Charge,
+                    idempotency_key: format!("charge:{id}:{total}:{part}"),
+                    cause: format!("renewal of {}", resource.label),
+                    user_id: of.user,
+                    resource_id: Some(id),
+                    order_id: None,
+                    period: Some(period),
+                });
+            }
+        }
+        // Several periods in one run end in one row: the last.
+        if nth > 0 && self.ids.last() == Some(&id.0) {
+            for column in [&mut self.periods, &mut self.totals] {
+                column.pop();
+            }
+            (self.ids.pop(), self.versions.pop(), self.prices.pop(), self.paid_until.pop());
+        } else if let (true, Some(index)) = (nth > 0, self.ids.iter().position(|known| *known == id.0)) {
+            self.ids.remove(index);
+            self.versions.remove(index);
+            self.periods.remove(index);
+            self.totals.remove(index);
+            self.prices.remove(index);
+            self.paid_until.remove(index);
+        }
+        self.ids.push(id.0);
+        self.versions.push(resource.version);
+        self.periods.push(i32::try_from(n + 1).unwrap_or(i32::MAX));
+        self.totals.push(total + 1);
+        self.prices.push(price.cents());
+        self.paid_until.push(period.1);
+    }
+
+    async fn write_in(&self, connection: &mut PgConnection, now: Time) -> Result<(), StepError> {
+        if self.ids.is_empty() {
+            return Ok(());
+        }
+        // One statement: rows and audit. Whoever changed a box in the meantime makes the whole batch start over.
+        let written = sqlx::query_scalar!(
+            r#"with renewed as (
+                   update seedbox_resources r set
+                       periods_charged = t.periods, charged_total = t.total, price_cents = t.price, paid_until = t.paid_until,
+                       next_price_cents = case when r.next_price_cents = t.price then null else r.next_price_cents end,
+                       next_price_notified_at = case when r.next_price_cents = t.price then null else r.next_price_notified_at end,
+                       past_due_since = null, version = r.version + 1
+                   from unnest($1::uuid[], $2::bigint[], $3::int[], $4::int[], $5::bigint[], $6::timestamptz[])
+                       as t (id, version, periods, total, price, paid_until)
+                   where r.id = t.id and r.version = t.version
+                   returning r.id, t.total, t.price, t.paid_until
+               )
+               select count(audit_record('resource', id, $7, 'system', 'resource.charged', id, '', null, null,
+                   jsonb_build_object('charge', total - 1, 'price_cents', price, 'paid_until', paid_until))) as "written!"
+               from renewed"#,
+            &self.ids,
+            &self.versions,
+            &self.periods,
+            &self.totals,
+            &self.prices,
+            &self.paid_until as _,
+            now,
+        )
+        .fetch_one(&mut *connection)
+        .await?;
+        if usize::try_from(written).ok() != Some(self.ids.len()) {
+            return Err(crate::seedbox::lifecycle::TransitionError::Stale.into());
+        }
+        let booked = ledger::book_in(connection, &self.transfers, now).await?;
+        if booked.len() != self.transfers.len() {
+            // A charge that stands in the ledger and not on its box: nothing of this batch is kept.
+            tracing::error!(booked = booked.len(), wanted = self.transfers.len(), "a period would have been charged twice");
+            return Err(crate::seedbox::lifecycle::TransitionError::Stale.into());
+        }
+        metrics::counter!("seedplane_charges_total").increment(self.ids.len() as u64);
+        Ok(())
+    }
+}
+
+/// Carries out one of the rare actions.
+async fn act_in(connection: &mut PgConnection, of: &Loaded, action: &Action, now: Time) -> Result<(), StepError> {
+    let cause = Cause::system();
+    match action {
+        Action::Charge { .. } => unreachable!("charges are collected"),
+        Action::PastDue { id, since, short_by, suspends_at } => {
+            let resource = &of.resources[id];
+            repository::set_past_due_in(connection, resource, Time(*since), now, &cause).await?;
+            let key = format!("past_due:{id}:{}", resource.charged_total);
+            mailer::notify_in(connection, templates::past_due(resource, key, *short_by, Time(*suspends_at)), now).await?;
+        }
+        Action::FinalWarning { id, short_by, suspends_at } => {
+            let resource = &of.resources[id];
+            let key = final_warning_key(*id, resource.charged_total);
+            mailer::notify_in(connection, templates::final_warning(resource, key, *short_by, Time(*suspends_at)), now).await?;
+        }
+        Action::Suspend { id } => {
+            let reason = SuspendReason::Billing.as_str();
+            repository::request_operation_in(connection, AttemptId::new(), *id, Operation::Suspend, reason, now, &cause).await?;
+        }
+        Action::Resume { id, arrears, price, from_promotional, from_paid } => {
+            let attempt = AttemptId::new();
+            let resource = &of.resources[id];
+            let reason = SuspendReason::Billing.as_str();
+            if !repository::request_operation_in(connection, attempt, *id, Operation::Resume, reason, now, &cause).await? {
+                return Ok(());
+            }
+            repository::set_resume_terms_in(connection, attempt, resource, *arrears, *price).await?;
+            let transfers: Vec<Transfer> =
+                [(LedgerAccount::Promotional(of.user), *from_promotional, "promotional"), (LedgerAccount::Paid(of.user), *from_paid, "paid")]
+                    .into_iter()
+                    .filter(|(_, amount, _)| amount.is_positive())
+                    .map(|(debit, amount, part)| Transfer {
+                        debit,
+                        credit: LedgerAccount::Reserved(of.user),
+                        amount,
+                        kind: TransferKind::Reserve,
+                        idempotency_key: format!("resume:{attempt}:{part}"),
+                        cause: format!("return of {}", resource.label),
+                        user_id: of.user,
+                        resource_id: Some(*id),
+                        order_id: None,
+                        period: None,
+                    })
+                    .collect();
+            ledger::book_in(connection, &transfers, now).await?;
+        }
+        Action::WipeNotice { id, index, days, not_before, pay } => {
+            let resource = &of.resources[id];
+            let key = wipe_notice_key(*id, resource.charged_total, *index);
+            mailer::notify_in(connection, templates::wipe_notice(resource, key, *days, Time(*not_before), *pay), now).await?;
+        }
+        Action::End { id, unpaid } => {
+            let reason = if *unpaid { SuspendReason::Billing.as_str() } else { "user" };
+            repository::request_operation_in(connection, AttemptId::new(), *id, Operation::Terminate, reason, now, &cause).await?;
+        }
+        Action::Runway { days, stops_at, short_by } => {
+            set_runway_in(connection, of.user, Some(*days)).await?;
+            let key = format!("runway:{}:{days}:{stops_at}", of.user);
+            mailer::notify_in(connection, templates::runway(of.user, key, *days, Time(*stops_at), *short_by), now).await?;
+        }
+        Action::RunwayRestored => set_runway_in(connection, of.user, None).await?,
+        Action::ClockAlarm => {
+            let detail = "the clock is behind the last audit checkpoint: nothing is charged until it has caught up";
+            repository::alert(&mut *connection, "clock_went_back", "clock", detail, now).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn set_runway_in(connection: &mut PgConnection, user: UserId, days: Option<i64>) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update seedbox_billing_accounts set runway_notice_days = $2 where user_id = $1",
+        user.0,
+        days.and_then(|days| i32::try_from(days).ok()),
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// A charge to come.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct PreviewCharge {
+    /// When it is taken.
+    pub at: Time,
+    /// For which box.
+    pub resource_id: ResourceId,
+    /// The period it pays for.
+    pub period_start: Time,
+    /// The end of that period, not included.
+    pub period_end: Time,
+    /// How much, in US cents.
+    pub amount_cents: Usd,
+}
+
+/// What lies ahead of one box.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct PreviewBox {
+    /// Which.
+    pub resource_id: ResourceId,
+    /// What its owner calls it.
+    pub label: String,
+    /// When it is suspended if nothing is paid in; `null` if it lasts.
+    pub stops_at: Option<Time>,
+    /// When it is wiped if nothing is paid in.
+    pub wiped_at: Option<Time>,
+    /// What keeping it until then costs in all, in US cents.
+    pub needs_cents: Usd,
+}
+
+/// What will be charged when, until when each box lasts, and what keeps it.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Preview {
+    /// Looked at from here.
+    pub now: Time,
+    /// To here.
+    pub until: Time,
+    /// What can be spent now, in US cents.
+    pub available_cents: Usd,
+    /// Charges that the balance covers.
+    pub charges: Vec<PreviewCharge>,
+    /// Each box.
+    pub boxes: Vec<PreviewBox>,
+    /// The exact sum to pay in now that keeps every box until then, in US cents.
+    pub pay_in_cents: Usd,
+}
+
+/// What lies ahead of an account, by the same rules as the real thing.
+///
+/// # Errors
+/// Those of the database.
+pub async fn preview(app: &App, user: UserId, now: Time, until: Time) -> sqlx::Result<Preview> {
+    let mut connection = app.pool.acquire().await?;
+    let Some(of) = load_in(&mut connection, &[user]).await?.pop() else {
+        return Ok(Preview { now, until, available_cents: Usd::ZERO, charges: Vec::new(), boxes: Vec::new(), pay_in_cents: Usd::ZERO });
+    };
+    let forecast = rules::forecast(&of.account, now.0, until.0, &app.policy);
+    Ok(Preview {
+        now,
+        until,
+        available_cents: of.account.available(),
+        charges: forecast
+            .charges
+            .into_iter()
+            .map(|(at, resource_id, period, amount_cents)| PreviewCharge {
+                at: Time(at),
+                resource_id,
+                period_start: Time(period.start),
+                period_end: Time(period.end),
+                amount_cents,
+            })
+            .collect(),
+        boxes: forecast
+            .boxes
+            .into_iter()
+            .map(|one| PreviewBox {
+                resource_id: one.id,
+                label: of.resources.get(&one.id).map(|resource| resource.label.clone()).unwrap_or_default(),
+                stops_at: one.stops_at.map(Time),
+                wiped_at: one.wiped_at.map(Time),
+                needs_cents: one.needs,
+            })
+            .collect(),
+        pay_in_cents: forecast.pay_in,
+    })
+}

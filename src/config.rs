@@ -1,0 +1,281 @@
+//! Settings, read once: flags, then the environment, then one TOML file, then the defaults. Unknown names are refused, and
+//! everything that is wrong is said at once.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use secrecy::{ExposeSecret, SecretString};
+
+/// The names of the settings, `SEEDPLANE_LISTEN` as an environment variable and `listen` in the file; secrets have no flag,
+/// because a process's arguments can be read by everybody on the machine.
+const NAMES: &[(&str, &str)] = &[
+    ("SEEDPLANE_LISTEN", "listen"),
+    ("SEEDPLANE_METRICS_LISTEN", "metrics-listen"),
+    ("SEEDPLANE_PUBLIC_URL", "public-url"),
+    ("SEEDPLANE_DATA_DIR", "data-dir"),
+    ("SEEDPLANE_POSTGRES_BIN", "postgres-bin"),
+    ("SEEDPLANE_PRODUCTION", "production"),
+    ("DATABASE_URL", "database-url"),
+    ("COINPAYPORTAL_API_KEY", "coinpayportal-api-key"),
+    ("COINPAYPORTAL_BUSINESS_ID", "coinpayportal-business-id"),
+    ("COINPAYPORTAL_WEBHOOK_SECRET", "coinpayportal-webhook-secret"),
+    ("COINPAYPORTAL_API_URL", "coinpayportal-api-url"),
+    ("SMTP_URL", "smtp-url"),
+    ("MAIL_FROM", "mail-from"),
+];
+
+/// Environment variables of ours that are not settings.
+const NOT_SETTINGS: &[&str] = &["SEEDPLANE_CONFIG", "SEEDPLANE_LOG", "SEEDPLANE_LOG_FORMAT"];
+
+/// Access to CoinPayPortal.
+#[derive(Debug, Clone)]
+pub struct CoinPayPortalSettings {
+    /// `cp_live_...`.
+    pub api_key: SecretString,
+    /// Our business there.
+    pub business_id: uuid::Uuid,
+    /// `whsecret_...`.
+    pub webhook_secret: SecretString,
+    /// `https://coinpayportal.com/api` unless set otherwise.
+    pub api_url: String,
+}
+
+/// How mail goes out.
+#[derive(Debug, Clone)]
+pub struct SmtpSettings {
+    /// `smtps://user:password@host`.
+    pub url: SecretString,
+    /// The sender's address.
+    pub from: String,
+}
+
+/// Everything that can be set.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where the API and the pages listen.
+    pub listen: SocketAddr,
+    /// Where metrics are served; nowhere if not set.
+    pub metrics_listen: Option<SocketAddr>,
+    /// How people reach us, without a slash at the end; `http://<listen>` if not set.
+    pub public_url: String,
+    /// The folder of the embedded database, the keystore and the trial's boxes.
+    pub data_dir: PathBuf,
+    /// Where Postgres' binaries are, if not in the usual places.
+    pub postgres_bin: Option<PathBuf>,
+    /// A database of the operator's; embedded if not set.
+    pub database_url: Option<SecretString>,
+    /// The real gateway; the sandbox if not set.
+    pub coinpayportal: Option<CoinPayPortalSettings>,
+    /// Real mail; the inbox page if not set.
+    pub smtp: Option<SmtpSettings>,
+    /// Refuse everything that is only good for a trial.
+    pub production: bool,
+}
+
+/// What was given on the command line: these beat the environment and the file.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Settings (each also as an environment variable, or in the file by the name of its flag)")]
+pub struct Flags {
+    /// A TOML file with settings [env: SEEDPLANE_CONFIG]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where to listen for the API and the pages [env: SEEDPLANE_LISTEN] [default: 127.0.0.1:8080]
+    #[arg(long, global = true, value_name = "ADDRESS:PORT")]
+    pub listen: Option<String>,
+    /// Where to serve metrics; a private address [env: SEEDPLANE_METRICS_LISTEN]
+    #[arg(long, global = true, value_name = "ADDRESS:PORT")]
+    pub metrics_listen: Option<String>,
+    /// How people reach this installation [env: SEEDPLANE_PUBLIC_URL] [default: http://<listen>]
+    #[arg(long, global = true, value_name = "URL")]
+    pub public_url: Option<String>,
+    /// Where the embedded database, the keystore and the trial's boxes are [env: SEEDPLANE_DATA_DIR]
+    #[arg(long, global = true, value_name = "FOLDER")]
+    pub data_dir: Option<String>,
+    /// Where Postgres' binaries are [env: SEEDPLANE_POSTGRES_BIN]
+    #[arg(long, global = true, value_name = "FOLDER")]
+    pub postgres_bin: Option<String>,
+    /// Refuse sandbox parts and weak settings [env: SEEDPLANE_PRODUCTION]
+    #[arg(long, global = true, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
+    pub production: Option<String>,
+}
+
+/// What is wrong with the settings: a sentence each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SettingsError(pub Vec<String>);
+
+impl std::fmt::Display for SettingsError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the settings cannot be used; nothing was started")?;
+        for problem in &self.0 {
+            write!(f, "\n  - {problem}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for SettingsError {}
+
+/// The data folder of somebody who set none: under the XDG state directory.
+fn default_data_dir(environment: &BTreeMap<String, String>) -> PathBuf {
+    let set = |name: &str| environment.get(name).filter(|value| Path::new(value).is_absolute());
+    match (set("XDG_STATE_HOME"), set("HOME")) {
+        (Some(state), _) => Path::new(state).join("seedplane"),
+        (None, Some(home)) => Path::new(home).join(".local/state/seedplane"),
+        (None, None) => PathBuf::from("/var/lib/seedplane"),
+    }
+}
+
+fn read_file(path: &Path, problems: &mut Vec<String>) -> BTreeMap<&'static str, String> {
+    let mut values = BTreeMap::new();
+    let table = match std::fs::read_to_string(path) {
+        Ok(text) => match text.parse::<toml::Table>() {
+            Ok(table) => table,
+            Err(error) => {
+                // The parser's own words may quote the line, and the line may hold a secret.
+                let line = error.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+                problems.push(format!("{} is not TOML (line {line}): {}", path.display(), error.message()));
+                return values;
+            }
+        },
+        Err(error) => {
+            problems.push(format!("the settings file {} cannot be read: {error}", path.display()));
+            return values;
+        }
+    };
+    for (key, value) in table {
+        let Some((name, _)) = NAMES.iter().find(|(_, in_file)| *in_file == key) else {
+            problems.push(format!("{} has '{key}', which is no setting", path.display()));
+            continue;
+        };
+        match value {
+            toml::Value::String(text) => _ = values.insert(*name, text),
+            toml::Value::Boolean(flag) => _ = values.insert(*name, flag.to_string()),
+            _ => problems.push(format!("'{key}' in {} must be a text or true or false", path.display())),
+        }
+    }
+    values
+}
+
+impl Settings {
+    /// Reads the settings of this process.
+    ///
+    /// # Errors
+    /// [`SettingsError`] with everything that is wrong.
+    pub fn load(flags: &Flags) -> Result<Self, SettingsError> {
+        Self::read(flags, &std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect())
+    }
+
+    /// Reads the settings from what is given.
+    ///
+    /// # Errors
+    /// [`SettingsError`] with everything that is wrong.
+    pub fn read(flags: &Flags, environment: &BTreeMap<String, String>) -> Result<Self, SettingsError> {
+        let mut problems = Vec::new();
+        for name in environment.keys() {
+            let ours = name.starts_with("SEEDPLANE_") || name.starts_with("COINPAYPORTAL_");
+            if ours && !NAMES.iter().any(|(known, _)| known == name) && !NOT_SETTINGS.contains(&name.as_str()) {
+                problems.push(format!("{name} is no setting; `seedplane --help` lists them"));
+            }
+        }
+        let file = flags.config.clone().or_else(|| environment.get("SEEDPLANE_CONFIG").map(PathBuf::from));
+        let in_file = file.map(|path| read_file(&path, &mut problems)).unwrap_or_default();
+        let get = |name: &str, flag: &Option<String>| -> Option<String> {
+            flag.clone()
+                .or_else(|| environment.get(name).cloned())
+                .or_else(|| in_file.get(name).cloned())
+                .filter(|value| !value.is_empty())
+        };
+
+        let mut address = |name: &str, flag: &Option<String>| -> Option<SocketAddr> {
+            let text = get(name, flag)?;
+            let parsed = text.parse();
+            if parsed.is_err() {
+                problems.push(format!("{name} is '{text}', which is not an address with a port such as 127.0.0.1:8080"));
+            }
+            parsed.ok()
+        };
+        let listen = address("SEEDPLANE_LISTEN", &flags.listen).unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080)));
+        let metrics_listen = address("SEEDPLANE_METRICS_LISTEN", &flags.metrics_listen);
+        let public_url = get("SEEDPLANE_PUBLIC_URL", &flags.public_url).unwrap_or_else(|| format!("http://{listen}"));
+        let public_url = public_url.trim_end_matches('/').to_owned();
+        if reqwest::Url::parse(&public_url).is_err() || !public_url.starts_with("http") {
+            problems.push(format!("SEEDPLANE_PUBLIC_URL is '{public_url}', which is not an http:// or https:// URL"));
+        }
+        let data_dir = get("SEEDPLANE_DATA_DIR", &flags.data_dir).map_or_else(|| default_data_dir(environment), PathBuf::from);
+        let production = match get("SEEDPLANE_PRODUCTION", &flags.production).as_deref() {
+            None | Some("false") => false,
+            Some("true") => true,
+            Some(other) => {
+                problems.push(format!("SEEDPLANE_PRODUCTION is '{other}'; it is true or false"));
+                false
+            }
+        };
+        let database_url = get("DATABASE_URL", &None).map(SecretString::from);
+        if database_url.as_ref().is_some_and(|url| !url.expose_secret().starts_with("postgres")) {
+            problems.push("DATABASE_URL is not a postgres:// URL".to_owned());
+        }
+        let coinpayportal = Self::coinpayportal(&get, &mut problems);
+        let smtp = match (get("SMTP_URL", &None), get("MAIL_FROM", &None)) {
+            (Some(url), Some(from)) => Some(SmtpSettings { url: SecretString::from(url), from }),
+            (None, None) => None,
+            _ => {
+                problems.push("SMTP_URL and MAIL_FROM go together; one of them is missing".to_owned());
+                None
+            }
+        };
+        if production {
+            if database_url.is_none() {
+                problems.push("production needs DATABASE_URL: the embedded database lives on one machine".to_owned());
+            }
+            if coinpayportal.is_none() {
+                problems.push("production needs COINPAYPORTAL_API_KEY, _BUSINESS_ID and _WEBHOOK_SECRET: the sandbox gateway takes no real money".to_owned());
+            }
+            if smtp.is_none() {
+                problems.push("production needs SMTP_URL and MAIL_FROM: nobody reads the inbox page".to_owned());
+            }
+            if !public_url.starts_with("https://") {
+                problems.push(format!("production needs an https:// SEEDPLANE_PUBLIC_URL; it is {public_url}"));
+            }
+        }
+        if !problems.is_empty() {
+            return Err(SettingsError(problems));
+        }
+        let postgres_bin = get("SEEDPLANE_POSTGRES_BIN", &flags.postgres_bin).map(PathBuf::from);
+        Ok(Self { listen, metrics_listen, public_url, data_dir, postgres_bin, database_url, coinpayportal, smtp, production })
+    }
+
+    fn coinpayportal(
+        get: &impl Fn(&str, &Option<String>) -> Option<String>,
+        problems: &mut Vec<String>,
+    ) -> Option<CoinPayPortalSettings> {
+        let names = ["COINPAYPORTAL_API_KEY", "COINPAYPORTAL_BUSINESS_ID", "COINPAYPORTAL_WEBHOOK_SECRET"];
+        let values = names.map(|name| get(name, &None));
+        let api_url = get("COINPAYPORTAL_API_URL", &None);
+        if values.iter().all(Option::is_none) && api_url.is_none() {
+            return None;
+        }
+        let mut missing = String::new();
+        for (name, _) in names.iter().zip(&values).filter(|(_, value)| value.is_none()) {
+            let _ = write!(missing, " {name}");
+        }
+        if !missing.is_empty() {
+            problems.push(format!("CoinPayPortal is set in part; missing:{missing}"));
+        }
+        let [api_key, business_id, webhook_secret] = values;
+        let business_id = business_id?;
+        let Ok(business_id) = business_id.parse() else {
+            problems.push("COINPAYPORTAL_BUSINESS_ID is not a UUID".to_owned());
+            return None;
+        };
+        Some(CoinPayPortalSettings {
+            api_key: SecretString::from(api_key?),
+            business_id,
+            webhook_secret: SecretString::from(webhook_secret?),
+            api_url: api_url.unwrap_or_else(|| "https://coinpayportal.com/api".to_owned()),
+        })
+    }
+}

@@ -1,0 +1,112 @@
+//! Background jobs: a closed set, kept in Postgres by graphile_worker, added in the transaction that makes them needed.
+//!
+//! A job is one step, safe to run twice and from anywhere: it reads the world again, fences what it writes, and instead of
+//! waiting it asks to be run later. Business time lives in rows (`next_sweep_at`, `next_poll_at`), not in jobs.
+
+use serde_json::{Value, json};
+use sqlx::PgConnection;
+
+use crate::{
+    clock::Time,
+    ids::{AttemptId, ResourceId, TopupId, UserId},
+};
+
+/// Everything that can run in the background.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Job {
+    /// The next step of an operation on a resource. Jobs of one resource run one after the other.
+    Operate {
+        /// Which operation.
+        attempt: AttemptId,
+        /// On which resource.
+        resource: ResourceId,
+    },
+    /// Open a payment at the gateway for a top-up.
+    OpenTopup(TopupId),
+    /// Ask the gateway about a top-up's payment and book what it says.
+    CheckPayment(TopupId),
+    /// Apply the billing rules to one account now.
+    SettleAccount(UserId),
+    /// Apply the billing rules to every account that is due.
+    BillingSweep,
+    /// Ask the gateway about every payment that is due for it, and close orders nobody paid.
+    PollPayments,
+    /// Hand waiting mails to the mailer; asked for on behalf of one person or, by the clock, of everybody.
+    SendMail(Option<UserId>),
+    /// Look for what is stuck, lost or different from what the providers say.
+    Reconcile,
+    /// Seal the heads of the audit chains in a signed checkpoint.
+    SealAudit,
+}
+
+impl Job {
+    /// Its name in the job table.
+    pub fn identifier(&self) -> &'static str {
+        match self {
+            Self::Operate { .. } => "operate",
+            Self::OpenTopup(_) => "open_topup",
+            Self::CheckPayment(_) => "check_payment",
+            Self::SettleAccount(_) => "settle_account",
+            Self::BillingSweep => "billing_sweep",
+            Self::PollPayments => "poll_payments",
+            Self::SendMail(_) => "send_mail",
+            Self::Reconcile => "reconcile",
+            Self::SealAudit => "seal_audit",
+        }
+    }
+
+    fn payload(&self) -> Value {
+        match self {
+            Self::Operate { attempt, .. } => json!({ "attempt_id": attempt }),
+            Self::OpenTopup(id) | Self::CheckPayment(id) => json!({ "topup_id": id }),
+            Self::SettleAccount(id) => json!({ "user_id": id }),
+            _ => json!({}),
+        }
+    }
+
+    /// A waiting job with the same key is replaced, so that a thousand hints make one look.
+    fn key(&self) -> String {
+        match self {
+            Self::Operate { attempt, .. } => format!("operate:{attempt}"),
+            Self::OpenTopup(id) => format!("open_topup:{id}"),
+            Self::CheckPayment(id) => format!("check_payment:{id}"),
+            Self::SettleAccount(id) => format!("settle_account:{id}"),
+            // A key of its own for each person: jobs with one key make their transactions wait for each other.
+            Self::SendMail(Some(id)) => format!("send_mail:{id}"),
+            _ => self.identifier().to_owned(),
+        }
+    }
+
+    fn queue(&self) -> Option<String> {
+        match self {
+            Self::Operate { resource, .. } => Some(format!("resource:{resource}")),
+            _ => None,
+        }
+    }
+}
+
+/// Adds a job in the caller's transaction: it exists if and only if the change that needs it does.
+///
+/// # Errors
+/// Those of the database.
+pub async fn enqueue_in(connection: &mut PgConnection, job: Job) -> sqlx::Result<()> {
+    enqueue_at_in(connection, job, None).await
+}
+
+/// Like [`enqueue_in`], to run no earlier than `at`, in the system's time (not the trial's clock).
+///
+/// # Errors
+/// Those of the database.
+pub async fn enqueue_at_in(connection: &mut PgConnection, job: Job, at: Option<Time>) -> sqlx::Result<()> {
+    sqlx::query!(
+        "select enqueue_job($1, $2::jsonb::json, $3, $4, $5)",
+        job.identifier(),
+        job.payload(),
+        job.key(),
+        job.queue(),
+        at as _,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,256 @@
+//! What is said to people: notices, written once each in the transaction that makes them true, and handed to a mailer by
+//! a worker. When a mail was handed over is a fact that the rules depend on, so it is written down.
+
+use std::{fmt, path::PathBuf};
+
+use async_trait::async_trait;
+use jiff::SignedDuration;
+use lettre::{AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor, message::Mailbox};
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::Value;
+use sqlx::{PgConnection, PgPool};
+use tokio::io::AsyncWriteExt;
+use uuid::Uuid;
+
+use crate::{
+    accounts,
+    clock::Time,
+    ids::{ResourceId, UserId},
+    jobs::{self, Job},
+};
+
+pub mod templates;
+
+/// Where a mail's text gets its one-time link: the link is made when the mail is handed over, so that the database never
+/// holds what opens it.
+pub const CREDENTIALS_LINK: &str = "{{credentials link}}";
+
+/// How long a one-time link opens.
+const LINK_LIFETIME: SignedDuration = SignedDuration::from_hours(24 * 3);
+
+/// A notice to one person.
+#[derive(Debug, Clone)]
+pub struct Notice<'a> {
+    /// To whom.
+    pub user_id: UserId,
+    /// About which resource.
+    pub resource_id: Option<ResourceId>,
+    /// Which notice: `box_ready`, `runway`, `final_warning`.
+    pub kind: &'a str,
+    /// Says it once: a notice with the same key is not said again.
+    pub idempotency_key: String,
+    /// The numbers and dates it states.
+    pub facts: Value,
+    /// The mail's subject.
+    pub subject: String,
+    /// The mail's text.
+    pub body: String,
+}
+
+/// Writes a notice, its mail and the job that hands it over, in the caller's transaction. False if it was said before.
+///
+/// # Errors
+/// Those of the database.
+pub async fn notify_in(connection: &mut PgConnection, notice: Notice<'_>, at: Time) -> sqlx::Result<bool> {
+    let id = sqlx::query_scalar!(
+        "insert into notices (id, user_id, resource_id, kind, idempotency_key, facts, created_at)
+         values ($1, $2, $3, $4, $5, $6, $7) on conflict (idempotency_key) do nothing returning id",
+        Uuid::now_v7(),
+        notice.user_id.0,
+        notice.resource_id.map(|id| id.0),
+        notice.kind,
+        notice.idempotency_key,
+        notice.facts,
+        at,
+    )
+    .fetch_optional(&mut *connection)
+    .await?;
+    let Some(id) = id else { return Ok(false) };
+    sqlx::query!(
+        "insert into mail_outbox (id, user_id, notice_id, subject, body, created_at, next_try_at) values ($1, $2, $3, $4, $5, $6, $6)",
+        Uuid::now_v7(),
+        notice.user_id.0,
+        id,
+        notice.subject,
+        notice.body,
+        at,
+    )
+    .execute(&mut *connection)
+    .await?;
+    jobs::enqueue_in(connection, Job::SendMail(Some(notice.user_id))).await?;
+    Ok(true)
+}
+
+/// Takes mails.
+#[async_trait]
+pub trait Mailer: Send + Sync + fmt::Debug {
+    /// Hands a mail over. `Ok` means that it was accepted.
+    ///
+    /// # Errors
+    /// What went wrong, for the log; it will be tried again.
+    async fn send(&self, id: Uuid, to: &str, subject: &str, body: SecretString) -> Result<(), String>;
+
+    /// The folder the trial's inbox page reads; `None` for a mailer that sends for real.
+    fn inbox(&self) -> Option<&std::path::Path> {
+        None
+    }
+}
+
+/// Sends by SMTP.
+#[derive(Debug)]
+pub struct SmtpMailer {
+    transport: AsyncSmtpTransport<Tokio1Executor>,
+    from: Mailbox,
+}
+
+impl SmtpMailer {
+    /// A mailer for an `smtp://` or `smtps://` URL, which may hold a user and a password.
+    ///
+    /// # Errors
+    /// What is wrong with the URL or the address, without repeating the URL.
+    pub fn new(url: &SecretString, from: &str) -> Result<Self, String> {
+        let transport = AsyncSmtpTransport::<Tokio1Executor>::from_url(url.expose_secret())
+            .map_err(|_| "SMTP_URL is not an smtp:// or smtps:// URL".to_owned())?
+            .timeout(Some(std::time::Duration::from_secs(20)))
+            .build();
+        let from = from.parse().map_err(|error| format!("MAIL_FROM is not an e-mail address: {error}"))?;
+        Ok(Self { transport, from })
+    }
+}
+
+#[async_trait]
+impl Mailer for SmtpMailer {
+    async fn send(&self, id: Uuid, to: &str, subject: &str, body: SecretString) -> Result<(), String> {
+        let to: Mailbox = to.parse().map_err(|error| format!("not an e-mail address: {error}"))?;
+        let message = Message::builder()
+            .from(self.from.clone())
+            .to(to)
+            .subject(subject)
+            .message_id(Some(format!("<{id}@seedplane>")))
+            .body(body.expose_secret().to_owned())
+            .map_err(|error| error.to_string())?;
+        self.transport.send(message).await.map(drop).map_err(|error| error.to_string())
+    }
+}
+
+/// The trial's mailer: a folder that the inbox page shows.
+#[derive(Debug)]
+pub struct InboxMailer {
+    folder: PathBuf,
+}
+
+impl InboxMailer {
+    /// Mails land in `folder`, which is made if need be, readable by us alone.
+    ///
+    /// # Errors
+    /// Those of making the folder.
+    pub fn new(folder: PathBuf) -> std::io::Result<Self> {
+        use std::os::unix::fs::DirBuilderExt;
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+        Ok(Self { folder })
+    }
+}
+
+#[async_trait]
+impl Mailer for InboxMailer {
+    async fn send(&self, id: Uuid, to: &str, subject: &str, body: SecretString) -> Result<(), String> {
+        let text = format!("To: {to}\nSubject: {subject}\n\n{}\n", body.expose_secret());
+        let (temporary, path) = (self.folder.join(format!(".{id}")), self.folder.join(format!("{id}.txt")));
+        let write = async {
+            let mut file =
+                tokio::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary).await?;
+            file.write_all(text.as_bytes()).await?;
+            file.sync_all().await?;
+            tokio::fs::rename(&temporary, &path).await
+        };
+        write.await.map_err(|error| error.to_string())
+    }
+
+    fn inbox(&self) -> Option<&std::path::Path> {
+        Some(&self.folder)
+    }
+}
+
+/// Hands over what waits, at most 100 mails a call. True if there may be more.
+///
+/// # Errors
+/// Those of the database; a mail that the mailer refuses is tried again later, with longer and longer pauses.
+pub async fn send_waiting(pool: &PgPool, mailer: &dyn Mailer, public_url: &str, at: Time) -> sqlx::Result<bool> {
+    // Claimed by moving the next try forward, so that no lock is held while the mailer is at work and two workers do not
+    // hand over the same mail. A crash in between repeats the mail under the same message id.
+    let waiting = sqlx::query!(
+        r#"update mail_outbox m set tries = m.tries + 1, next_try_at = $1::timestamptz + interval '1 minute' * power(2, least(m.tries, 8))
+           from users u
+           where m.user_id = u.id and m.id in (
+               select id from mail_outbox where handed_at is null and next_try_at <= $1
+               order by next_try_at limit 100 for update skip locked)
+           returning m.id, m.subject, m.body, m.user_id, m.notice_id, m.tries, u.email,
+               (select resource_id from notices n where n.id = m.notice_id) as resource_id"#,
+        at
+    )
+    .fetch_all(pool)
+    .await?;
+    let more = waiting.len() == 100;
+    for mail in waiting {
+        let mut body = mail.body;
+        if body.contains(CREDENTIALS_LINK) {
+            let (token, hash) = accounts::new_token("spl");
+            sqlx::query!(
+                "insert into one_time_links (token_hash, user_id, resource_id, purpose, created_at, expires_at)
+                 values ($1, $2, $3, 'credentials', $4, $5)",
+                &hash,
+                mail.user_id.0,
+                mail.resource_id as _,
+                at,
+                Time(at.0 + LINK_LIFETIME),
+            )
+            .execute(pool)
+            .await?;
+            body = body.replace(CREDENTIALS_LINK, &format!("{public_url}/link/{}", token.expose_secret()));
+        }
+        match mailer.send(mail.id, &mail.email, &mail.subject, SecretString::from(body)).await {
+            Ok(()) => {
+                // The notice first: when it was handed over is what the rules ask.
+                sqlx::query!(
+                    "with handed as (update mail_outbox set handed_at = $2, last_error = null where id = $1 returning notice_id)
+                     update notices set handed_at = coalesce(handed_at, $2) where id in (select notice_id from handed)",
+                    mail.id,
+                    at
+                )
+                .execute(pool)
+                .await?;
+                if mail.notice_id.is_some() {
+                    sqlx::query!(
+                        "update seedbox_billing_accounts set next_sweep_at = least(next_sweep_at, $2) where user_id = $1",
+                        mail.user_id.0,
+                        at
+                    )
+                    .execute(pool)
+                    .await?;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(mail = %mail.id, tries = mail.tries, error, "the mailer did not take a mail");
+                sqlx::query!("update mail_outbox set last_error = left($2, 500) where id = $1", mail.id, error)
+                    .execute(pool)
+                    .await?;
+            }
+        }
+    }
+    Ok(more)
+}
+
+/// Whether the mailer is failing: a mail has waited for more than 15 minutes in spite of being tried.
+///
+/// # Errors
+/// Those of the database.
+pub async fn is_failing(pool: &PgPool, at: Time) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(
+        r#"select exists (
+               select from mail_outbox where handed_at is null and tries > 1 and last_error is not null
+               and created_at < $1::timestamptz - interval '15 minutes') as "failing!""#,
+        at
+    )
+    .fetch_one(pool)
+    .await
+}

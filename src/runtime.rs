@@ -1,0 +1,338 @@
+//! Puts the application together from its settings, and runs it until it is told to stop.
+
+use std::{collections::BTreeMap, net::SocketAddr, str::FromStr, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use secrecy::{ExposeSecret, SecretString};
+use seedplane_provisioning::{
+    ProvisioningProvider,
+    local::{LocalConfig, LocalProvider},
+};
+use seedplane_simulators::coinpayportal::{self as sandbox, CoinPayPortal as Sandbox};
+use sqlx::{
+    Executor, PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+use tokio::{net::TcpListener, sync::watch};
+
+use crate::{
+    accounts,
+    api,
+    app::App,
+    audit::events::{self, Cause, Event, Subject},
+    billing::rules::Policy,
+    clock::{Clock, Time},
+    config::Settings,
+    mailer::{InboxMailer, Mailer, SmtpMailer},
+    payments::{
+        PaymentGateway,
+        coinpayportal::{self as gateway, CoinPayPortal},
+    },
+    postgres::{Embedded, EmbeddedOptions},
+    router,
+    secrets::{SecretPath, SecretStore, keystore::Keystore},
+    seedbox::repository::{self, NewPlan},
+    workers,
+};
+
+/// The migrations of this version.
+pub static MIGRATOR: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
+
+/// Everything that runs, until [`Runtime::stop`].
+pub struct Runtime {
+    /// The application.
+    pub app: App,
+    embedded: Option<Embedded>,
+    local: Option<Arc<LocalProvider>>,
+    sandbox: Option<Sandbox>,
+    settings: Settings,
+    stop: watch::Sender<bool>,
+}
+
+/// Which parts of the work this process does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parts {
+    /// Answers requests.
+    pub serve: bool,
+    /// Carries out jobs.
+    pub work: bool,
+}
+
+/// Connections on which this process is the application, not the owner of the tables.
+///
+/// # Errors
+/// That the database cannot be reached.
+pub async fn application_pool(url: &str, connections: u32) -> anyhow::Result<PgPool> {
+    let options = PgConnectOptions::from_str(url).context("the database's URL cannot be read")?;
+    PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(Duration::from_secs(10))
+        .after_connect(|connection, _| {
+            Box::pin(async move {
+                connection.execute("set role seedplane_app").await?;
+                connection.execute("set timezone to 'UTC'").await?;
+                Ok(())
+            })
+        })
+        .connect_with(options)
+        .await
+        .context("the database cannot be reached; nothing was started")
+}
+
+/// Applies the migrations of this version, as the owner of the tables.
+///
+/// # Errors
+/// What went wrong; a migration that failed left nothing behind.
+pub async fn migrate(url: &str) -> anyhow::Result<()> {
+    let owner = PgPoolOptions::new()
+        .max_connections(2)
+        .acquire_timeout(Duration::from_secs(15))
+        .connect(url)
+        .await
+        .context("the database cannot be reached; nothing was changed")?;
+    MIGRATOR.run(&owner).await.context("a migration failed and was rolled back")?;
+    workers::migrate(&owner).await.context("the job tables could not be made")?;
+    owner.close().await;
+    Ok(())
+}
+
+impl Runtime {
+    /// Starts the parts underneath: database, secrets, providers, gateway, mailer.
+    ///
+    /// # Errors
+    /// What is wrong and what to do about it; what was started is stopped again.
+    pub async fn start(settings: Settings) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(&settings.data_dir)
+            .with_context(|| format!("the data folder {} cannot be made", settings.data_dir.display()))?;
+        let (embedded, url) = match &settings.database_url {
+            Some(url) => (None, url.expose_secret().to_owned()),
+            None => {
+                let options = EmbeddedOptions { data_dir: settings.data_dir.clone(), binaries: settings.postgres_bin.clone() };
+                let embedded = Embedded::start(options).await?;
+                let url = embedded.url().to_owned();
+                (Some(embedded), url)
+            }
+        };
+        migrate(&url).await?;
+        let pool = application_pool(&url, 30).await?;
+        let secrets: Arc<dyn SecretStore> = Arc::new(Keystore::open(settings.data_dir.join("keystore"))?);
+        let clock = Clock::system();
+        let trial = settings.coinpayportal.is_none() && !settings.production;
+
+        let mailer: Arc<dyn Mailer> = match &settings.smtp {
+            Some(smtp) => Arc::new(SmtpMailer::new(&smtp.url, &smtp.from).map_err(anyhow::Error::msg)?),
+            None => Arc::new(InboxMailer::new(settings.data_dir.join("inbox")).context("the inbox folder cannot be made")?),
+        };
+        let (gateway, sandbox): (Arc<dyn PaymentGateway>, _) = match &settings.coinpayportal {
+            Some(real) => {
+                let settings =
+                    gateway::Settings::new(&real.api_url, real.api_key.clone(), real.business_id, real.webhook_secret.clone());
+                (Arc::new(CoinPayPortal::new(settings)?), None)
+            }
+            None => {
+                let (gateway, sandbox) = start_sandbox(&settings, secrets.as_ref(), &clock).await?;
+                (Arc::new(gateway) as _, Some(sandbox))
+            }
+        };
+        let mut providers: BTreeMap<&'static str, Arc<dyn ProvisioningProvider>> = BTreeMap::new();
+        let mut local = None;
+        if !settings.production {
+            let provider = Arc::new(LocalProvider::new(LocalConfig::new(settings.data_dir.join("boxes")))?);
+            providers.insert("local", Arc::clone(&provider) as _);
+            local = Some(provider);
+        }
+        let app = App {
+            pool,
+            clock,
+            providers: Arc::new(providers),
+            gateway,
+            secrets,
+            mailer,
+            policy: Arc::new(Policy::default()),
+            public_url: settings.public_url.as_str().into(),
+            trial,
+            checkpoint_file: settings.data_dir.join("audit-checkpoints.jsonl").into(),
+        };
+        if trial {
+            api::trial::load_clock(&app).await?;
+            add_trial_plans(&app).await?;
+        }
+        if embedded.is_some() {
+            workers::release_all_jobs(&app).await?;
+        }
+        let (stop, _) = watch::channel(false);
+        Ok(Self { app, embedded, local, sandbox, settings, stop })
+    }
+
+    /// A receiver that becomes true when everything is to stop.
+    pub fn stopping(&self) -> watch::Receiver<bool> {
+        self.stop.subscribe()
+    }
+
+    /// Tells everything to stop, from elsewhere: send `true`.
+    pub fn stop_handle(&self) -> watch::Sender<bool> {
+        self.stop.clone()
+    }
+
+    /// Tells everything to stop.
+    pub fn request_stop(&self) {
+        self.stop.send_replace(true);
+    }
+
+    /// Runs the parts until told to stop, by [`Self::request_stop`] or because one of them failed; then stops the rest.
+    /// `ready` is called with the address once requests are answered.
+    ///
+    /// # Errors
+    /// What failed.
+    pub async fn run(self, parts: Parts, ready: impl FnOnce(SocketAddr) + Send) -> anyhow::Result<()> {
+        let mut tasks = tokio::task::JoinSet::new();
+        if let (Some(local), true) = (&self.local, parts.work) {
+            local.start_all().await.context("the boxes of this machine could not be started")?;
+            let local = Arc::clone(local);
+            tasks.spawn(async move {
+                local.supervise().await;
+                anyhow::Ok(())
+            });
+        }
+        if let (Some(sandbox), true) = (self.sandbox.clone(), parts.serve) {
+            tasks.spawn(async move {
+                sandbox.run(Duration::from_millis(500)).await;
+                anyhow::Ok(())
+            });
+        }
+        if parts.work {
+            let (app, stopping) = (self.app.clone(), self.stopping());
+            tasks.spawn(async move { workers::run(app, stopping).await });
+        }
+        if self.app.trial {
+            let app = self.app.clone();
+            tasks.spawn(async move {
+                loop {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    // Another copy may have moved the clock; a failure is the database's, and said elsewhere.
+                    let _ = api::trial::load_clock(&app).await;
+                }
+            });
+        }
+        if let Some(address) = self.settings.metrics_listen {
+            let handle = metrics_exporter_prometheus::PrometheusBuilder::new()
+                .install_recorder()
+                .context("metrics cannot be collected")?;
+            let listener = TcpListener::bind(address).await.with_context(|| format!("metrics cannot listen on {address}"))?;
+            let routes = axum::Router::new().route("/metrics", axum::routing::get(move || async move { handle.render() }));
+            let mut stopping = self.stopping();
+            tasks.spawn(async move {
+                axum::serve(listener, routes).with_graceful_shutdown(async move { _ = stopping.wait_for(|stop| *stop).await }).await?;
+                Ok(())
+            });
+        }
+        if parts.serve {
+            let address = self.settings.listen;
+            let listener = TcpListener::bind(address)
+                .await
+                .with_context(|| format!("{address} cannot be listened on; is another copy running? --listen takes another address"))?;
+            let bound = listener.local_addr()?;
+            let routes = router::router(self.app.clone(), self.sandbox.as_ref().map(Sandbox::router));
+            let mut stopping = self.stopping();
+            tasks.spawn(async move {
+                axum::serve(listener, routes).with_graceful_shutdown(async move { _ = stopping.wait_for(|stop| *stop).await }).await?;
+                Ok(())
+            });
+            ready(bound);
+        }
+
+        let mut stopping = self.stopping();
+        let failure = tokio::select! {
+            _ = stopping.wait_for(|stop| *stop) => None,
+            Some(ended) = tasks.join_next() => Some(ended),
+        };
+        self.request_stop();
+        // Jobs and requests in flight get a moment; what only ever runs is cut.
+        let grace = tokio::time::sleep(Duration::from_secs(10));
+        tokio::pin!(grace);
+        let mut left = tasks.len().saturating_sub(if self.app.trial { 3 } else { 1 });
+        while left > 0 {
+            tokio::select! {
+                ended = tasks.join_next() => if ended.is_none() { break } else { left -= 1 },
+                () = &mut grace => break,
+            }
+        }
+        tasks.shutdown().await;
+        self.stop().await;
+        match failure {
+            None | Some(Ok(Ok(()))) => Ok(()),
+            Some(Ok(Err(error))) => Err(error),
+            Some(Err(panic)) => Err(anyhow::anyhow!("a part of the program failed: {panic}")),
+        }
+    }
+
+    /// Stops what is underneath, cleanly: boxes, connections, database. Boxes come back at the next start.
+    pub async fn stop(self) {
+        if let Some(local) = &self.local {
+            local.stop_all().await;
+        }
+        self.app.pool.close().await;
+        if let Some(embedded) = self.embedded {
+            embedded.stop().await;
+        }
+    }
+}
+
+/// The sandbox gateway of the trial: its keys are made once and kept like any other secret.
+async fn start_sandbox(settings: &Settings, secrets: &dyn SecretStore, clock: &Clock) -> anyhow::Result<(CoinPayPortal, Sandbox)> {
+    let secret = async |name: &str, prefix: &str| -> anyhow::Result<SecretString> {
+        let path = SecretPath::new(format!("sandbox-gateway/{name}"))?;
+        let made = SecretString::from(format!("{prefix}{}", hex::encode(rand::random::<[u8; 16]>())));
+        Ok(secrets.get_or_put(&path, made).await?)
+    };
+    let api_key = secret("api-key", "cp_live_").await?;
+    let webhook_secret = secret("webhook-secret", "whsecret_").await?;
+    let business_id = uuid::Uuid::from_u128(0x5eed_91a9_e000_7000_8000_0000_0000_0001);
+    let here = format!("http://{}", settings.listen);
+    let now = clock.clone();
+    let sandbox = Sandbox::new(
+        sandbox::Config {
+            webhook_url: Some(format!("{here}/api/webhooks/coinpayportal")),
+            state_file: Some(settings.data_dir.join("sandbox-gateway.json")),
+            ..sandbox::Config::new(api_key.expose_secret(), business_id, webhook_secret.expose_secret())
+        },
+        Arc::new(move || now.now()),
+    )?;
+    let gateway = CoinPayPortal::new(gateway::Settings {
+        pay_page_base: Some(format!("{}/sandbox", settings.public_url)),
+        ..gateway::Settings::new(format!("{here}/sandbox/api"), api_key, business_id, webhook_secret)
+    })?;
+    Ok((gateway, sandbox))
+}
+
+/// The plans a trial starts with.
+async fn add_trial_plans(app: &App) -> anyhow::Result<()> {
+    if !repository::plans_on_sale(&app.pool).await?.is_empty() {
+        return Ok(());
+    }
+    let now = app.now();
+    let mut tx = app.pool.begin().await?;
+    for (code, name, description, cents, size, disk_gb) in [
+        ("small", "Small", "One torrent client on 50 GB: to try, and for a few things at a time.", 1500, "small", 50),
+        ("large", "Large", "One torrent client on 500 GB: for a library.", 3000, "large", 500),
+    ] {
+        let price = crate::money::Usd::from_cents(cents);
+        let plan = NewPlan { code, name, description, price, provider: "local", size, disk_gb };
+        let id = repository::add_plan_version_in(&mut tx, now, &plan).await?;
+        let after = Some(serde_json::json!({ "code": code, "price_cents": cents }));
+        let event = Event { subject: Subject::Other("plan", id.0), action: "plan.version_added", before: None, after };
+        events::record_in(&mut tx, now, &Cause::system(), event).await?;
+    }
+    tx.commit().await?;
+    Ok(())
+}
+
+/// Makes an operator, for the command line.
+///
+/// # Errors
+/// That the address is taken or the password too weak.
+pub async fn create_operator(app: &App, email: &str, password: SecretString) -> anyhow::Result<crate::ids::UserId> {
+    let now: Time = app.now();
+    Ok(accounts::sign_up(&app.pool, email, password, accounts::Role::Operator, now, |_| Cause::system()).await?)
+}
+

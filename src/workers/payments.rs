@@ -1,0 +1,281 @@
+//! Payments: opens them at the gateway, asks about them, and books what the gateway itself says. Webhooks only make this
+//! happen sooner.
+
+use std::time::Duration;
+
+use rust_decimal::Decimal;
+
+use super::{Next, StepError};
+use crate::{
+    app::App,
+    billing::{
+        rules::payments as rules,
+        topups::{self, Topup, TopupStatus},
+    },
+    clock::Time,
+    ids::TopupId,
+    jobs::{self, Job},
+    mailer::{self, templates},
+    money::Usd,
+    orders,
+    payments::{CreatePayment, Error as GatewayError, Observation, PaymentStatus},
+    seedbox::repository,
+};
+
+/// After so many idempotency keys that the gateway burned, something else is wrong.
+const MAX_GATEWAY_ATTEMPTS: i32 = 5;
+
+/// Opens a payment for a top-up. The key belongs to the attempt, so that a lost answer is found again and not made twice.
+///
+/// # Errors
+/// Those of the database.
+pub async fn open(app: &App, id: TopupId) -> Result<Next, StepError> {
+    let Some(topup) = topups::by_id(app, id).await? else { return Ok(Next::Done) };
+    if topup.status != TopupStatus::Created {
+        return Ok(Next::Done);
+    }
+    let request = CreatePayment {
+        idempotency_key: format!("topup:{id}:{}", topup.gateway_attempt),
+        amount_cents: topup.amount_cents.cents(),
+        coin: topup.coin.clone(),
+        description: format!("Top-up of {}", topup.amount_cents),
+        reference: id.0,
+        return_url: Some(app.public_url.to_string()),
+    };
+    let quote = match app.gateway.create(&request).await {
+        Ok(quote) => quote,
+        Err(GatewayError::BurnedKey { why }) if topup.gateway_attempt < MAX_GATEWAY_ATTEMPTS => {
+            tracing::info!(topup = %id, why, "the gateway burned an idempotency key; a new one is used");
+            sqlx::query!(
+                "update topup_intents set gateway_attempt = gateway_attempt + 1 where id = $1 and gateway_attempt = $2",
+                id.0,
+                topup.gateway_attempt
+            )
+            .execute(&app.pool)
+            .await?;
+            return Ok(Next::Again(Duration::ZERO));
+        }
+        Err(error) => {
+            note_gateway_error(app, &topup, &error).await?;
+            let age = app.now().duration_since(topup.created_at.0);
+            let hopeless = matches!(error, GatewayError::Refused { .. } | GatewayError::BurnedKey { .. });
+            if hopeless || age > jiff::SignedDuration::from_hours(24) {
+                repository::alert(&app.pool, "topup_not_opened", &id.to_string(), &error.to_string(), app.now()).await?;
+                sqlx::query!("update topup_intents set status = 'failed', version = version + 1 where id = $1 and status = 'created'", id.0)
+                    .execute(&app.pool)
+                    .await?;
+                return Ok(Next::Done);
+            }
+            return Ok(Next::Again(pause(&error)));
+        }
+    };
+    let now = app.now();
+    sqlx::query!(
+        "update topup_intents set status = 'pending', version = version + 1, payment_id = $2, address = $3, expected_crypto = $4,
+             amount_to_pay = $5, quoted_total_cents = $6, pay_page_url = $7, quoted_at = $8, expires_at = $9,
+             next_poll_at = $10, last_error = null
+         where id = $1 and status = 'created'",
+        id.0,
+        quote.payment_id,
+        quote.address,
+        quote.expected,
+        quote.amount_to_pay,
+        quote.quoted_total_cents,
+        quote.pay_page_url,
+        now,
+        Time(quote.expires_at),
+        rules::next_poll(now.0, 0).map(Time) as _,
+    )
+    .execute(&app.pool)
+    .await?;
+    Ok(Next::Done)
+}
+
+fn pause(error: &GatewayError) -> Duration {
+    match error {
+        GatewayError::Transient { retry_after, .. } | GatewayError::RateLimited { retry_after, .. } => {
+            retry_after.unwrap_or(Duration::from_secs(2)).min(Duration::from_secs(300))
+        }
+        GatewayError::Unknown { .. } => Duration::from_secs(1),
+        _ => Duration::from_secs(30),
+    }
+}
+
+async fn note_gateway_error(app: &App, topup: &Topup, error: &GatewayError) -> Result<(), StepError> {
+    metrics::counter!("seedplane_gateway_errors_total").increment(1);
+    tracing::warn!(topup = %topup.id, %error, "the gateway did not do what was asked");
+    sqlx::query!("update topup_intents set last_error = left($2, 500) where id = $1", topup.id.0, error.to_string())
+        .execute(&app.pool)
+        .await?;
+    Ok(())
+}
+
+/// Asks the gateway: how much came while the quote is open, which only one of its calls reveals, and the state.
+async fn observe(app: &App, topup: &Topup, payment_id: &str) -> Result<Observation, GatewayError> {
+    let open = matches!(topup.status, TopupStatus::Pending | TopupStatus::Detected);
+    if !open {
+        return app.gateway.fetch(payment_id).await;
+    }
+    match app.gateway.check(payment_id).await {
+        Ok(checked) if checked.status.is_paid() || checked.received.is_some() => Ok(checked),
+        // It may have been settled by the gateway itself, or the call is limited: its state can be had another way.
+        Ok(_) | Err(GatewayError::RateLimited { .. } | GatewayError::Unknown { .. }) => app.gateway.fetch(payment_id).await,
+        Err(error) => Err(error),
+    }
+}
+
+/// Asks about a top-up's payment and books the answer: once, whatever the number of webhooks, polls and copies.
+///
+/// # Errors
+/// Those of the database.
+pub async fn check(app: &App, id: TopupId) -> Result<Next, StepError> {
+    let Some(topup) = topups::by_id(app, id).await? else { return Ok(Next::Done) };
+    let (Some(payment_id), Some(expected), Some(expires_at)) = (topup.payment_id.clone(), topup.expected_crypto, topup.expires_at)
+    else {
+        return Ok(Next::Done);
+    };
+    if topup.status == TopupStatus::Forwarded {
+        return Ok(Next::Done);
+    }
+    let seen = match observe(app, &topup, &payment_id).await {
+        Ok(seen) => seen,
+        // A missing payment is not final: the next poll asks again.
+        Err(GatewayError::NotFoundYet) => return Ok(Next::Done),
+        Err(error) => {
+            note_gateway_error(app, &topup, &error).await?;
+            return Ok(Next::Again(pause(&error)));
+        }
+    };
+    let status = match &seen.status {
+        PaymentStatus::Pending => TopupStatus::Pending,
+        PaymentStatus::Detected => TopupStatus::Detected,
+        PaymentStatus::Expired => TopupStatus::Expired,
+        PaymentStatus::Failed => TopupStatus::Failed,
+        PaymentStatus::Confirmed => TopupStatus::Confirmed,
+        PaymentStatus::Forwarded => TopupStatus::Forwarded,
+        PaymentStatus::Unknown(word) => {
+            tracing::warn!(topup = %id, word, "the gateway reports a state this version does not know; it is asked again");
+            return Ok(Next::Done);
+        }
+    };
+    let now = app.now();
+    let stable = app.gateway.coins().iter().any(|coin| coin.code == topup.coin && coin.stable);
+    let quoted_total = Usd::from_cents(topup.quoted_total_cents.unwrap_or(topup.amount_cents.cents()));
+    let known = rules::Known {
+        status: topup.status,
+        credited: topup.credited_at.is_some(),
+        amount: topup.amount_cents,
+        quoted_total,
+        expected,
+        received: topup.received_crypto,
+        expires_at: expires_at.0,
+        stable,
+    };
+    let mut outcome = rules::advance(&known, status, seen.received, now.0, &app.policy);
+    if outcome.credit.is_positive() && outcome.excess == Usd::ZERO && outcome.held == Usd::ZERO && seen.received.is_none() {
+        // More than was asked may have come, by the word of a webhook alone: nothing is booked on that, an operator looks.
+        if claimed_above(app, &payment_id, expected).await? {
+            outcome.unresolved = Some("excess_claimed");
+        }
+    }
+    let changed = outcome.status != topup.status || seen.received.is_some_and(|received| Some(received) != topup.received_crypto);
+    let polls_due = topup.next_poll_at.is_some_and(|at| at <= now);
+    if !changed && outcome.unresolved.is_none() && !polls_due && topup.last_error.is_none() {
+        return Ok(Next::Done);
+    }
+    let quoted_at = topup.quoted_at.unwrap_or(topup.created_at);
+    let polls_done = topup.polls_done + i32::from(polls_due);
+    let (next_poll_at, polls_done) = match outcome.status {
+        TopupStatus::Forwarded => (None, polls_done),
+        _ => next_poll_after(quoted_at, polls_done, now),
+    };
+    let applied = sqlx::query_scalar!(
+        r#"select topup_apply($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) as "applied!""#,
+        id.0,
+        topup.version,
+        outcome.status.as_str(),
+        seen.received as Option<Decimal>,
+        outcome.credit.cents(),
+        outcome.excess.cents(),
+        outcome.held.cents(),
+        outcome.unresolved,
+        polls_done,
+        next_poll_at as _,
+        now,
+    )
+    .fetch_one(&app.pool)
+    .await?;
+    if !applied {
+        // Somebody else wrote first: look at what there is now.
+        return Ok(Next::Again(Duration::from_millis(20)));
+    }
+    if let Some(reason) = outcome.unresolved {
+        let detail = format!("payment {payment_id}: {reason}; expected {expected}, received {:?}", seen.received);
+        repository::alert(&app.pool, "topup_unresolved", &id.to_string(), &detail, now).await?;
+    }
+    if outcome.credit.is_positive() {
+        let mut tx = app.pool.begin().await?;
+        let notice = templates::topup_credited(topup.user_id, None, format!("topup_credited:{id}"), outcome.credit + outcome.excess);
+        mailer::notify_in(&mut tx, notice, now).await?;
+        tx.commit().await?;
+        metrics::counter!("seedplane_topups_credited_total").increment(1);
+    }
+    Ok(Next::Done)
+}
+
+/// The next poll that is not past yet, so that a worker that was off does not make up for what it missed.
+fn next_poll_after(quoted_at: Time, mut polls_done: i32, now: Time) -> (Option<Time>, i32) {
+    loop {
+        let next = rules::next_poll(quoted_at.0, u32::try_from(polls_done).unwrap_or(0)).map(Time);
+        match next {
+            Some(at) if at <= now => polls_done += 1,
+            other => return (other, polls_done),
+        }
+    }
+}
+
+/// Whether a verified webhook of this payment claims that more came than was asked.
+async fn claimed_above(app: &App, payment_id: &str, expected: Decimal) -> sqlx::Result<bool> {
+    let raws = sqlx::query_scalar!("select raw from gateway_events where payment_id = $1 order by received_at limit 20", payment_id)
+        .fetch_all(&app.pool)
+        .await?;
+    Ok(raws.iter().any(|raw| {
+        serde_json::from_str::<serde_json::Value>(raw).ok().is_some_and(|event| {
+            let claimed = match &event["data"]["received_amount"] {
+                serde_json::Value::Number(number) => number.to_string(),
+                serde_json::Value::String(text) => text.clone(),
+                _ => return false,
+            };
+            let claimed = claimed.parse().or_else(|_| Decimal::from_scientific(&claimed));
+            // Less than a cent's worth above is what rounding up to the token's decimals makes.
+            claimed.is_ok_and(|claimed| claimed > expected * Decimal::new(1001, 3))
+        })
+    }))
+}
+
+/// Asks about every payment that is due for it, at most 500, and closes the orders nobody paid in time.
+///
+/// # Errors
+/// Those of the database.
+pub async fn poll(app: &App) -> Result<(), StepError> {
+    let now = app.now();
+    let due = sqlx::query_scalar!("select id from topup_intents where next_poll_at <= $1 order by next_poll_at limit 500", now)
+        .fetch_all(&app.pool)
+        .await?;
+    let lost = sqlx::query_scalar!(
+        "select id from topup_intents where status = 'created' and created_at < $1 order by created_at limit 500",
+        Time(now.0 - jiff::SignedDuration::from_mins(1))
+    )
+    .fetch_all(&app.pool)
+    .await?;
+    let mut connection = app.pool.acquire().await?;
+    for id in due {
+        jobs::enqueue_in(&mut connection, Job::CheckPayment(id)).await?;
+    }
+    for id in lost {
+        jobs::enqueue_in(&mut connection, Job::OpenTopup(id)).await?;
+    }
+    drop(connection);
+    orders::expire(&app.pool, now).await?;
+    Ok(())
+}

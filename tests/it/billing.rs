@@ -1,0 +1,136 @@
+//! Months, lapses and returns, through the workers, on a clock that is moved.
+
+use jiff::SignedDuration;
+use seedplane_provisioning::memory::Verb;
+use serde_json::json;
+
+use crate::support::TestApp;
+
+const DAY: SignedDuration = SignedDuration::from_hours(24);
+
+#[tokio::test]
+async fn a_month_is_charged_once_by_two_copies() {
+    let test = TestApp::new().await;
+    let _second = test.world.start(true).await;
+    let buyer = test.customer().await;
+    let id = test.active_box(&buyer, 1500).await;
+    test.top_up(&buyer, 4000).await;
+    let path = format!("/api/seedbox/resources/{id}");
+    let before = test.get(&buyer, &path).await["paid_until"].clone();
+    for _ in 0..3 {
+        test.advance(DAY * 11).await;
+    }
+    test.until(&buyer, &path, |resource| resource["paid_until"] != before).await;
+    test.idle().await;
+    let account = test.get(&buyer, "/api/billing/account").await;
+    assert_eq!(account["available_cents"], 2500);
+    let preview = test.get(&buyer, "/api/billing/preview").await;
+    assert_eq!(preview["charges"].as_array().unwrap().len(), 1, "one month is covered: {preview}");
+    assert_eq!(preview["boxes"][0]["stops_at"], json!(null));
+    test.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_lapse_is_warned_suspended_paid_and_back() {
+    let test = TestApp::new().await;
+    let buyer = test.customer().await;
+    let id = test.active_box(&buyer, 1500).await;
+    let path = format!("/api/seedbox/resources/{id}");
+    // To a month of 30 days: the arrears of the vector are those of one.
+    let first = test.get(&buyer, &path).await;
+    let due: jiff::Timestamp = first["paid_until"].as_str().unwrap().parse().unwrap();
+    test.advance(due.duration_since(test.app.clock.now()) + SignedDuration::from_mins(1)).await;
+    let resource = test.until(&buyer, &path, |resource| !resource["past_due_since"].is_null()).await;
+    assert_eq!((resource["status"].as_str(), resource["past_due_since"].as_str()), (Some("active"), first["paid_until"].as_str()));
+
+    test.advance(DAY * 2).await;
+    test.idle().await;
+    assert_eq!(test.get(&buyer, &path).await["status"], "active", "grace");
+    assert_eq!(test.world.provider.calls(Verb::Suspend), 0);
+    let handed: i64 = sqlx::query_scalar("select count(*) from notices where kind = 'final_warning' and handed_at is not null")
+        .fetch_one(&test.app.pool)
+        .await
+        .unwrap();
+    assert_eq!(handed, 1, "a final warning was handed over a day before");
+    test.advance(DAY + SignedDuration::from_mins(5)).await;
+    let suspended = test.until(&buyer, &path, |resource| resource["status"] == "suspended").await;
+    assert_eq!(suspended["suspend_reason"], "billing");
+    let arrears = suspended["arrears_cents"].as_i64().unwrap();
+    assert!((145..=161).contains(&arrears), "3 days of a month at 1500: {arrears}");
+    test.advance(DAY * 2).await;
+    test.idle().await;
+    let account = test.get(&buyer, "/api/billing/account").await;
+    assert_eq!(account["available_cents"], 0, "nothing is charged while suspended");
+
+    test.top_up(&buyer, 1500 + arrears - 50).await;
+    test.idle().await;
+    assert_eq!(test.get(&buyer, &path).await["status"], "suspended", "50 cents short");
+    test.top_up(&buyer, 500).await;
+    let active = test.until(&buyer, &path, |resource| resource["status"] == "active").await;
+    let account = test.get(&buyer, "/api/billing/account").await;
+    assert_eq!((account["available_cents"].as_i64(), account["reserved_cents"].as_i64()), (Some(450), Some(0)));
+    let until: jiff::Timestamp = active["paid_until"].as_str().unwrap().parse().unwrap();
+    assert!(until.duration_since(test.app.clock.now()) > DAY * 27, "a full month from the day it is active again");
+    test.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_was_off_warns_before_it_cuts_and_wipes() {
+    let world = crate::support::World::new().await;
+    let working = world.start(true).await;
+    let buyer = working.customer().await;
+    let id = working.active_box(&buyer, 1500).await;
+    let path = format!("/api/seedbox/resources/{id}");
+    working.idle().await;
+    drop(working);
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    let test = world.start(true).await;
+    test.advance(DAY * 41).await;
+    test.until(&buyer, &path, |resource| !resource["past_due_since"].is_null()).await;
+    test.idle().await;
+    assert_eq!(test.get(&buyer, &path).await["status"], "active", "10 days late: warned first");
+    test.advance(DAY + SignedDuration::from_mins(5)).await;
+    test.until(&buyer, &path, |resource| resource["status"] == "suspended").await;
+    for (days, status) in [(8, "suspended"), (4, "suspended"), (2, "suspended")] {
+        test.advance(DAY * days).await;
+        test.idle().await;
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        assert_eq!(test.get(&buyer, &path).await["status"], status);
+    }
+    test.advance(DAY + SignedDuration::from_mins(5)).await;
+    let gone = test.until(&buyer, &path, |resource| resource["status"] == "terminated").await;
+    assert!(gone["wipe_certificate"].is_object());
+    let notices: Vec<String> =
+        sqlx::query_scalar("select facts ->> 'days' from notices where kind = 'wipe_notice' and handed_at is not null order by created_at")
+            .fetch_all(&test.app.pool)
+            .await
+            .unwrap();
+    assert_eq!(notices, ["7", "3", "1"]);
+    test.assert_sound().await;
+}
+
+#[tokio::test]
+async fn boxes_are_charged_whole_by_priority_and_what_cannot_be_is_skipped() {
+    let test = TestApp::new().await;
+    let buyer = test.customer().await;
+    let mut ids = Vec::new();
+    for (cents, priority) in [(1500, 2), (1000, 1), (800, 3)] {
+        let id = test.active_box(&buyer, cents).await;
+        let (status, _) = test
+            .call(Some(&buyer), reqwest::Method::PUT, &format!("/api/seedbox/resources/{id}/priority"), Some(json!({ "priority": priority })))
+            .await;
+        assert!(status.is_success());
+        ids.push(id);
+    }
+    test.top_up(&buyer, 2000).await;
+    test.advance(DAY * 32).await;
+    test.until(&buyer, "/api/billing/account", |account| account["available_cents"] == 200).await;
+    test.idle().await;
+    for (id, past_due) in ids.iter().zip([true, false, false]) {
+        let resource = test.get(&buyer, &format!("/api/seedbox/resources/{id}")).await;
+        assert_eq!(!resource["past_due_since"].is_null(), past_due, "{resource}");
+    }
+    let csv = test.get(&buyer, "/api/billing/statement?format=csv").await;
+    assert!(csv.as_str().unwrap().starts_with("at,kind,cause,change_cents"), "{csv}");
+    test.assert_sound().await;
+}

@@ -1,0 +1,186 @@
+//! The lifecycle through the API: what its owner, an operator and a stranger can do, and what is written down.
+
+use reqwest::{Method, StatusCode};
+use seedplane::accounts::Role;
+use seedplane_provisioning::{Error, memory::Verb};
+use serde_json::json;
+
+use crate::support::TestApp;
+
+#[tokio::test]
+async fn the_only_set_status_is_in_the_lifecycle() {
+    fn walk(folder: &std::path::Path, found: &mut Vec<String>) {
+        for entry in std::fs::read_dir(folder).unwrap().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                walk(&path, found);
+            } else if path.extension().is_some_and(|kind| kind == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
+                for update in text.split("update seedbox_resources").skip(1) {
+                    let statement = &update[..update.find("where").unwrap_or(update.len())];
+                    if statement.contains("status =") && !path.ends_with("seedbox/lifecycle.rs") {
+                        found.push(path.display().to_string());
+                    }
+                }
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut found);
+    assert!(found.is_empty(), "status is set in {found:?}");
+}
+
+#[tokio::test]
+async fn a_box_lives_and_every_step_is_written_down() {
+    let test = TestApp::new().await;
+    let buyer = test.customer().await;
+    let id = test.active_box(&buyer, 1500).await;
+    let path = format!("/api/seedbox/resources/{id}");
+
+    let login = test.post(&buyer, &format!("{path}/credentials"), json!({})).await;
+    assert!(login["password"].as_str().unwrap().len() >= 24);
+    let (again, _) = test.call(Some(&buyer), Method::POST, &format!("{path}/credentials"), None).await;
+    assert_eq!(again, StatusCode::CONFLICT, "shown once");
+
+    test.post(&buyer, &format!("{path}/suspend"), json!({})).await;
+    let suspended = test.until(&buyer, &path, |resource| resource["status"] == "suspended").await;
+    assert_eq!(suspended["suspend_reason"], "user");
+    let (rotate, _) = test.call(Some(&buyer), Method::POST, &format!("{path}/rotate-credentials"), None).await;
+    assert_eq!(rotate, StatusCode::CONFLICT, "a suspended box gets no new password");
+    test.post(&buyer, &format!("{path}/resume"), json!({})).await;
+    test.until(&buyer, &path, |resource| resource["status"] == "active").await;
+
+    test.post(&buyer, &format!("{path}/rotate-credentials"), json!({})).await;
+    test.until(&buyer, &path, |resource| resource["credentials_shown"] == false && resource["operations"] == json!([])).await;
+    let fresh = test.post(&buyer, &format!("{path}/credentials"), json!({})).await;
+    assert_ne!(fresh["password"], login["password"]);
+
+    let (unconfirmed, _) = test.call(Some(&buyer), Method::POST, &format!("{path}/terminate"), Some(json!({ "confirm_label": "no" }))).await;
+    assert_eq!(unconfirmed, StatusCode::UNPROCESSABLE_ENTITY);
+    test.post(&buyer, &format!("{path}/terminate"), json!({ "confirm_label": "Small" })).await;
+    let ended = test.until(&buyer, &path, |resource| resource["status"] == "terminated").await;
+    assert!(ended["wipe_certificate"]["facts"].as_array().unwrap().len() >= 2);
+    test.idle().await;
+
+    let events = test.get(&buyer, &format!("{path}/events")).await;
+    let actions: Vec<&str> = events.as_array().unwrap().iter().rev().map(|event| event["action"].as_str().unwrap()).collect();
+    for expected in [
+        "resource.pending",
+        "resource.provisioning",
+        "resource.active",
+        "resource.credentials_shown",
+        "resource.suspended",
+        "resource.active",
+        "resource.credentials_rotated",
+        "resource.terminating",
+        "resource.terminated",
+    ] {
+        assert!(actions.contains(&expected), "{expected} is not in {actions:?}");
+    }
+    let account = test.get(&buyer, "/api/billing/account").await;
+    assert!(account["available_cents"].as_i64().unwrap() > 1300, "ended in its first days: the rest comes back: {account}");
+    test.assert_sound().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_made_is_refunded_to_the_cent_and_cleaned_up() {
+    let test = TestApp::new().await;
+    let buyer = test.customer().await;
+    test.world.provider.fail_next(Verb::Create, Error::Refused { why: "no".to_owned() });
+    let plan = test.plan(1500).await;
+    test.top_up(&buyer, 1700).await;
+    let order = test.post(&buyer, "/api/seedbox/orders", json!({ "plan_id": plan })).await;
+    let id = order["resource_id"].as_str().unwrap();
+    let gone = test.until(&buyer, &format!("/api/seedbox/resources/{id}"), |resource| resource["status"] == "terminated").await;
+    assert!(gone["wipe_certificate"].is_object());
+    test.idle().await;
+    let account = test.get(&buyer, "/api/billing/account").await;
+    assert_eq!((account["available_cents"].as_i64(), account["reserved_cents"].as_i64()), (Some(1700), Some(0)));
+    let order = test.get(&buyer, &format!("/api/seedbox/orders/{}", order["id"].as_str().unwrap())).await;
+    assert_eq!(order["status"], "cancelled");
+    test.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_lost_answer_makes_no_twin() {
+    let test = TestApp::new().await;
+    let buyer = test.customer().await;
+    test.world.provider.fail_next(Verb::Create, Error::Unknown("lost".to_owned()));
+    test.world.provider.fail_next(Verb::Create, Error::transient("busy"));
+    let id = test.active_box(&buyer, 1500).await;
+    assert_eq!(test.world.provider.machines_made(id.parse().unwrap()), 1);
+    test.assert_sound().await;
+}
+
+#[tokio::test]
+async fn operators_say_why_and_a_hold_beats_them() {
+    let test = TestApp::new().await;
+    let (buyer, operator) = (test.customer().await, test.person(Role::Operator).await);
+    let id = test.active_box(&buyer, 1500).await;
+    let path = format!("/api/operator/resources/{id}");
+    let silent = json!({ "suspend_reason": "abuse", "reason": " " });
+    let (status, _) = test.call(Some(&operator), Method::POST, &format!("{path}/suspend"), Some(silent)).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "an operator says why");
+    test.post(&operator, &format!("{path}/suspend"), json!({ "suspend_reason": "abuse", "reason": "notice 17" })).await;
+    let own = format!("/api/seedbox/resources/{id}");
+    let suspended = test.until(&buyer, &own, |resource| resource["status"] == "suspended").await;
+    assert_eq!(suspended["suspend_reason"], "abuse");
+    let (resume, _) = test.call(Some(&buyer), Method::POST, &format!("{own}/resume"), None).await;
+    assert_eq!(resume, StatusCode::CONFLICT, "its owner cannot lift it");
+    let until = (test.app.now().0 + jiff::SignedDuration::from_hours(48)).to_string();
+    test.post(&operator, &format!("{path}/hold"), json!({ "until": until, "reason": "under discussion" })).await;
+    let end = json!({ "confirm_label": "Small", "end_reason": "abuse", "reason": "notice 17" });
+    let (held, _) = test.call(Some(&operator), Method::POST, &format!("{path}/terminate"), Some(end.clone())).await;
+    assert_eq!(held, StatusCode::CONFLICT, "a hold beats an end");
+    test.post(&operator, &format!("{path}/hold"), json!({ "until": null, "reason": "settled" })).await;
+    test.post(&operator, &format!("{path}/resume"), json!({ "reason": "settled" })).await;
+    test.until(&buyer, &own, |resource| resource["status"] == "active").await;
+    test.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_stranger_gets_404_everywhere() {
+    let test = TestApp::new().await;
+    let (buyer, stranger) = (test.customer().await, test.customer().await);
+    let id = test.active_box(&buyer, 1500).await;
+    let order = test.get(&buyer, "/api/seedbox/orders").await[0]["id"].as_str().unwrap().to_owned();
+    let topup = test.get(&buyer, "/api/billing/topups").await[0]["id"].as_str().unwrap().to_owned();
+    let token = test.post(&buyer, "/api/auth/tokens", json!({ "name": "laptop" })).await["id"].as_str().unwrap().to_owned();
+    let description = test.call(None, Method::GET, "/openapi.json", None).await.1;
+    let mut tried = 0;
+    for (path, methods) in description["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            let open = operation["security"].as_array().is_some_and(|security| security.contains(&json!({})));
+            let url = path.clone();
+            let url = if path.contains("/resources/") {
+                url.replace("{id}", &id)
+            } else if path.contains("/orders/") {
+                url.replace("{id}", &order)
+            } else if path.contains("/topups/") {
+                url.replace("{id}", &topup)
+            } else {
+                url.replace("{id}", &token)
+            };
+            let body = match path.rsplit('/').next().unwrap() {
+                "terminate" if path.contains("operator") => json!({ "confirm_label": "Small", "end_reason": "abuse", "reason": "x" }),
+                "terminate" => json!({ "confirm_label": "Small" }),
+                "priority" => json!({ "priority": 1 }),
+                _ => json!({}),
+            };
+            let method: Method = method.to_uppercase().parse().unwrap();
+            let sent = (method != Method::GET).then_some(body);
+            if !open {
+                let (status, _) = test.call(None, method.clone(), &url, sent.clone()).await;
+                assert_eq!(status, StatusCode::UNAUTHORIZED, "nobody: {method} {path}");
+            }
+            if path.contains("{id}") || path.contains("/operator/") {
+                let (status, _) = test.call(Some(&stranger), method.clone(), &url, sent).await;
+                assert_eq!(status, StatusCode::NOT_FOUND, "a stranger: {method} {path}");
+                tried += 1;
+            }
+        }
+    }
+    assert!(tried >= 20, "only {tried} routes were tried");
+    let resource = test.get(&buyer, &format!("/api/seedbox/resources/{id}")).await;
+    assert_eq!(resource["status"], "active", "nothing a stranger tried had an effect");
+}
