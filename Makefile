@@ -30,4 +30,5 @@ sqlx: setup ## renew .sqlx after changing a query or a migration
 
 deny: ## licences, sources, banned and vulnerable crates
 	@command -v cargo-deny >/dev/null || { echo "deny: cargo-deny is missing: cargo install --locked cargo-deny" >&2; exit 1; }
-	@cargo deny --log-level error check
+	@cargo deny --log-level error check bans licenses sources
+	@cargo deny --log-level error check advisories

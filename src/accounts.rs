@@ -93,7 +93,9 @@ pub fn hash_token(token: &str) -> [u8; 32] {
 fn check_email(email: &str) -> Result<String, AccountError> {
     let email = email.trim().to_lowercase();
     let (name, domain) = email.split_once('@').ok_or(AccountError::BadEmail)?;
-    let plain = |part: &str| !part.is_empty() && !part.chars().any(|c| c.is_whitespace() || c.is_control() || "@<>,;\"".contains(c));
+    let plain = |part: &str| {
+        !part.is_empty() && !part.chars().any(|c| c.is_whitespace() || c.is_control() || "@<>,;\"".contains(c))
+    };
     if !plain(name) || !plain(domain) || email.len() > 254 || domain.starts_with('.') || domain.ends_with('.') {
         return Err(AccountError::BadEmail);
     }
@@ -155,7 +157,12 @@ pub async fn sign_up(
         return Err(AccountError::EmailTaken);
     }
     sqlx::query!("select seedbox_billing_account_open($1, $2)", id.0, at).execute(&mut *tx).await?;
-    let event = Event { subject: Subject::User(id), action: "user.signed_up", before: None, after: Some(json!({ "role": role })) };
+    let event = Event {
+        subject: Subject::User(id),
+        action: "user.signed_up",
+        before: None,
+        after: Some(json!({ "role": role })),
+    };
     events::record_in(&mut tx, at, &cause(id), event).await?;
     tx.commit().await?;
     Ok(id)
@@ -165,13 +172,19 @@ pub async fn sign_up(
 ///
 /// # Errors
 /// [`AccountError::BadCredentials`] takes as long for an unknown address as for a wrong password.
-pub async fn sign_in(pool: &PgPool, email: &str, password: SecretString, at: Time) -> Result<(UserId, SecretString), AccountError> {
+pub async fn sign_in(
+    pool: &PgPool,
+    email: &str,
+    password: SecretString,
+    at: Time,
+) -> Result<(UserId, SecretString), AccountError> {
     // The hash of no password anybody can type: verified against when there is no such account.
     static NOBODY: tokio::sync::OnceCell<String> = tokio::sync::OnceCell::const_new();
     let nobody = NOBODY.get_or_init(|| async { hash_password(new_token("nobody").0).await }).await;
 
     let email = check_email(email).map_err(|_| AccountError::BadCredentials)?;
-    let user = sqlx::query!(r#"select id, password_hash from users where email = $1"#, email).fetch_optional(pool).await?;
+    let user =
+        sqlx::query!(r#"select id, password_hash from users where email = $1"#, email).fetch_optional(pool).await?;
     let (id, hash) = match user {
         Some(user) => (Some(user.id), user.password_hash),
         None => (None, None),

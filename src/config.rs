@@ -78,7 +78,9 @@ pub struct Settings {
 
 /// What was given on the command line: these beat the environment and the file.
 #[derive(Debug, Clone, Default, clap::Args)]
-#[command(next_help_heading = "Settings (each also as an environment variable, or in the file by the name of its flag)")]
+#[command(
+    next_help_heading = "Settings (each also as an environment variable, or in the file by the name of its flag)"
+)]
 pub struct Flags {
     /// A TOML file with settings [env: SEEDPLANE_CONFIG]
     #[arg(long, global = true, value_name = "FILE")]
@@ -92,7 +94,8 @@ pub struct Flags {
     /// How people reach this installation [env: SEEDPLANE_PUBLIC_URL] [default: http://<listen>]
     #[arg(long, global = true, value_name = "URL")]
     pub public_url: Option<String>,
-    /// Where the embedded database, the keystore and the trial's boxes are [env: SEEDPLANE_DATA_DIR]
+    /// Where the embedded database, the keystore and the trial's boxes are [env: SEEDPLANE_DATA_DIR] [default:
+    /// $XDG_STATE_HOME/seedplane, or /var/lib/seedplane for root]
     #[arg(long, global = true, value_name = "FOLDER")]
     pub data_dir: Option<String>,
     /// Where Postgres' binaries are [env: SEEDPLANE_POSTGRES_BIN]
@@ -119,8 +122,14 @@ impl std::fmt::Display for SettingsError {
 
 impl std::error::Error for SettingsError {}
 
-/// The data folder of somebody who set none: under the XDG state directory.
+/// The data folder of somebody who set none: under the XDG state directory; for root, where the user that Postgres is run
+/// as can get to it, which root's home is not.
 fn default_data_dir(environment: &BTreeMap<String, String>) -> PathBuf {
+    let root =
+        std::fs::metadata("/proc/self").is_ok_and(|metadata| std::os::unix::fs::MetadataExt::uid(&metadata) == 0);
+    if root {
+        return PathBuf::from("/var/lib/seedplane");
+    }
     let set = |name: &str| environment.get(name).filter(|value| Path::new(value).is_absolute());
     match (set("XDG_STATE_HOME"), set("HOME")) {
         (Some(state), _) => Path::new(state).join("seedplane"),
@@ -166,7 +175,12 @@ impl Settings {
     /// # Errors
     /// [`SettingsError`] with everything that is wrong.
     pub fn load(flags: &Flags) -> Result<Self, SettingsError> {
-        Self::read(flags, &std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect())
+        Self::read(
+            flags,
+            &std::env::vars_os()
+                .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+                .collect(),
+        )
     }
 
     /// Reads the settings from what is given.
@@ -194,7 +208,8 @@ impl Settings {
             let text = get(name, flag)?;
             let parsed = text.parse();
             if parsed.is_err() {
-                problems.push(format!("{name} is '{text}', which is not an address with a port such as 127.0.0.1:8080"));
+                problems
+                    .push(format!("{name} is '{text}', which is not an address with a port such as 127.0.0.1:8080"));
             }
             parsed.ok()
         };
@@ -205,7 +220,8 @@ impl Settings {
         if reqwest::Url::parse(&public_url).is_err() || !public_url.starts_with("http") {
             problems.push(format!("SEEDPLANE_PUBLIC_URL is '{public_url}', which is not an http:// or https:// URL"));
         }
-        let data_dir = get("SEEDPLANE_DATA_DIR", &flags.data_dir).map_or_else(|| default_data_dir(environment), PathBuf::from);
+        let data_dir =
+            get("SEEDPLANE_DATA_DIR", &flags.data_dir).map_or_else(|| default_data_dir(environment), PathBuf::from);
         let production = match get("SEEDPLANE_PRODUCTION", &flags.production).as_deref() {
             None | Some("false") => false,
             Some("true") => true,
@@ -245,7 +261,17 @@ impl Settings {
             return Err(SettingsError(problems));
         }
         let postgres_bin = get("SEEDPLANE_POSTGRES_BIN", &flags.postgres_bin).map(PathBuf::from);
-        Ok(Self { listen, metrics_listen, public_url, data_dir, postgres_bin, database_url, coinpayportal, smtp, production })
+        Ok(Self {
+            listen,
+            metrics_listen,
+            public_url,
+            data_dir,
+            postgres_bin,
+            database_url,
+            coinpayportal,
+            smtp,
+            production,
+        })
     }
 
     fn coinpayportal(

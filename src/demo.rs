@@ -102,7 +102,11 @@ impl Story {
         let mut command = Command::new(std::env::current_exe()?);
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy();
-            if name.starts_with("SEEDPLANE_") || name.starts_with("COINPAYPORTAL_") || name == "DATABASE_URL" || name == "SMTP_URL" {
+            if name.starts_with("SEEDPLANE_")
+                || name.starts_with("COINPAYPORTAL_")
+                || name == "DATABASE_URL"
+                || name == "SMTP_URL"
+            {
                 command.env_remove(&*name);
             }
         }
@@ -219,7 +223,11 @@ impl Story {
         let html = self.http.get(page).send().await?.error_for_status()?.text().await?;
         ensure!(html.contains("SANDBOX"), "the pay page does not say that it is a sandbox");
         let response = self.http.post(format!("{page}/{button}")).send().await?;
-        ensure!(response.status().is_success() || response.status().is_redirection(), "the button '{button}' was answered {}", response.status());
+        ensure!(
+            response.status().is_success() || response.status().is_redirection(),
+            "the button '{button}' was answered {}",
+            response.status()
+        );
         Ok(())
     }
 
@@ -256,9 +264,15 @@ impl Story {
 
         let plan = &plans[0];
         let order = self.post("/api/seedbox/orders", json!({ "plan_id": plan["id"] })).await?;
-        ensure!(order["status"] == "awaiting_payment" && order["resource_id"].is_null(), "an unpaid order has no box: {order}");
+        ensure!(
+            order["status"] == "awaiting_payment" && order["resource_id"].is_null(),
+            "an unpaid order has no box: {order}"
+        );
         let order_id = order["id"].as_str().unwrap_or_default().to_owned();
-        self.done("Ordered a box", &format!("{} for {} cents a month; awaiting payment, and no box exists", plan["name"], plan["price_cents"]));
+        self.done(
+            "Ordered a box",
+            &format!("{} for {} cents a month; awaiting payment, and no box exists", plan["name"], plan["price_cents"]),
+        );
 
         let topup = self.post("/api/billing/topups", json!({ "amount_cents": 1500, "order_id": order_id })).await?;
         let topup_path = format!("/api/billing/topups/{}", topup["id"].as_str().unwrap_or_default());
@@ -266,16 +280,24 @@ impl Story {
         let short = self.until("a short payment is seen", &topup_path, |topup| topup["status"] == "detected").await?;
         let account = self.get("/api/billing/account").await?;
         let order = self.get(&format!("/api/seedbox/orders/{order_id}")).await?;
-        ensure!(account["available_cents"] == 0 && order["status"] == "awaiting_payment", "a short payment credits nothing");
+        ensure!(
+            account["available_cents"] == 0 && order["status"] == "awaiting_payment",
+            "a short payment credits nothing"
+        );
         self.done(
             "Paid too little: nothing credited",
-            &format!("received {} of {} {}, {} missing; balance 0; still awaiting payment", short["received"], short["amount_to_pay"], short["coin"], short["missing"]),
+            &format!(
+                "received {} of {} {}, {} missing; balance 0; still awaiting payment",
+                short["received"], short["amount_to_pay"], short["coin"], short["missing"]
+            ),
         );
 
         let paid_at = Instant::now();
         self.pay(&topup, "exact").await?;
         let order = self
-            .until("the order is fulfilled", &format!("/api/seedbox/orders/{order_id}"), |order| order["status"] == "fulfilled")
+            .until("the order is fulfilled", &format!("/api/seedbox/orders/{order_id}"), |order| {
+                order["status"] == "fulfilled"
+            })
             .await?;
         let id = order["resource_id"].as_str().context("a paid order has a box")?.to_owned();
         let resource = self.get(&format!("/api/seedbox/resources/{id}")).await?;
@@ -302,13 +324,17 @@ impl Story {
     /// The delivered password works, once shown; a torrent is really seeded.
     async fn use_box(&mut self, id: &str, web_url: &str) -> anyhow::Result<Credentials> {
         let login = self.credentials(id).await?;
-        let (again, _) = self.call(Method::POST, &format!("/api/seedbox/resources/{id}/credentials"), Some(json!({}))).await?;
+        let (again, _) =
+            self.call(Method::POST, &format!("/api/seedbox/resources/{id}/credentials"), Some(json!({}))).await?;
         ensure!(again == StatusCode::CONFLICT, "a password is shown once; the second time was answered {again}");
         let session = self.login(web_url, &login).await?;
         let version = session.version().await?;
         let wrong = Credentials { password: SecretString::from("wrong"), ..login.clone() };
         ensure!(matches!(self.login(web_url, &wrong).await, Err(ApiError::BadLogin)), "a wrong password was let in");
-        self.done("Logged in with the delivered password", &format!("qBittorrent {version}; a wrong password is refused; the password is shown once"));
+        self.done(
+            "Logged in with the delivered password",
+            &format!("qBittorrent {version}; a wrong password is refused; the password is shown once"),
+        );
         self.seed(id, &session).await?;
         Ok(login)
     }
@@ -334,7 +360,10 @@ impl Story {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         if Command::new("aria2c").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().await.is_err() {
-            self.done("A torrent is seeding", "aria2c is not on this machine, so that nobody fetched it: `apt-get install aria2`");
+            self.done(
+                "A torrent is seeding",
+                "aria2c is not on this machine, so that nobody fetched it: `apt-get install aria2`",
+            );
             return Ok(());
         }
         let fetched = self.folder.join("fetched");
@@ -342,7 +371,14 @@ impl Story {
         std::fs::write(fetched.join("proof.torrent"), &torrent)?;
         let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let status = Command::new("aria2c")
-            .args(["--quiet", "--no-conf", "--seed-time=0", "--enable-dht=false", "--bt-enable-lpd=false", "--enable-peer-exchange=false"])
+            .args([
+                "--quiet",
+                "--no-conf",
+                "--seed-time=0",
+                "--enable-dht=false",
+                "--bt-enable-lpd=false",
+                "--enable-peer-exchange=false",
+            ])
             .args(["--file-allocation=none", &format!("--listen-port={port}"), "--bt-stop-timeout=40", "--dir"])
             .arg(&fetched)
             .arg(fetched.join("proof.torrent"))
@@ -359,13 +395,17 @@ impl Story {
         let path = format!("/api/seedbox/resources/{id}");
         let topup = self.post("/api/billing/topups", json!({ "amount_cents": 1500 })).await?;
         self.pay(&topup, "exact").await?;
-        self.until("the balance is topped up", "/api/billing/account", |account| account["available_cents"] == 1500).await?;
+        self.until("the balance is topped up", "/api/billing/account", |account| account["available_cents"] == 1500)
+            .await?;
         let first = self.get(&path).await?["paid_until"].clone();
         let today = self.advance(31 * DAY).await?;
         let charged = self.until("the month is charged", &path, |resource| resource["paid_until"] != first).await?;
         let account = self.get("/api/billing/account").await?;
         ensure!(account["available_cents"] == 0, "the month was charged once: {account}");
-        self.done("A month later: charged from the balance", &format!("it is {today}; paid until {}; balance 0", charged["paid_until"]));
+        self.done(
+            "A month later: charged from the balance",
+            &format!("it is {today}; paid until {}; balance 0", charged["paid_until"]),
+        );
 
         let preview = self.get("/api/billing/preview").await?;
         let pay_in = preview["pay_in_cents"].clone();
@@ -380,7 +420,10 @@ impl Story {
         let warnings = self.mails("seedbox balance lasts").await?;
         self.done(
             "Warned by mail, then past due and still running",
-            &format!("{warnings} warnings of a short balance; the preview had said to pay {pay_in} cents; past due since {}", resource["past_due_since"]),
+            &format!(
+                "{warnings} warnings of a short balance; the preview had said to pay {pay_in} cents; past due since {}",
+                resource["past_due_since"]
+            ),
         );
 
         let mut today = String::new();
@@ -394,7 +437,10 @@ impl Story {
         let suspended = self.until("it is suspended", &path, |resource| resource["status"] == "suspended").await?;
         ensure!(suspended["suspend_reason"] == "billing", "suspended for {}", suspended["suspend_reason"]);
         ensure!(self.mails("Final warning").await? > 0, "no final warning was sent before the suspension");
-        ensure!(matches!(self.login(web_url, &login).await, Err(ApiError::Unreachable(_))), "a suspended box can be reached");
+        ensure!(
+            matches!(self.login(web_url, &login).await, Err(ApiError::Unreachable(_))),
+            "a suspended box can be reached"
+        );
         let arrears = suspended["arrears_cents"].as_i64().unwrap_or_default();
         self.done(
             "Grace over: suspended after a final warning",
@@ -407,9 +453,14 @@ impl Story {
         self.pay(&topup, "exact").await?;
         let active = self.until("it comes back", &path, |resource| resource["status"] == "active").await?;
         self.login(web_url, &login).await.context("the same login works again")?;
-        let account = self.until("the balance is spent", "/api/billing/account", |account| account["reserved_cents"] == 0).await?;
+        let account = self
+            .until("the balance is spent", "/api/billing/account", |account| account["reserved_cents"] == 0)
+            .await?;
         ensure!(account["available_cents"] == 0, "arrears and one month were taken, to the cent: {account}");
-        self.done("Paid arrears and a month: active again", &format!("{needed} cents taken, balance 0; paid until {}; same login", active["paid_until"]));
+        self.done(
+            "Paid arrears and a month: active again",
+            &format!("{needed} cents taken, balance 0; paid until {}; same login", active["paid_until"]),
+        );
 
         let session = self.login(web_url, &login).await?;
         self.post(&format!("{path}/rotate-credentials"), json!({})).await?;
@@ -429,7 +480,8 @@ impl Story {
     async fn finish(&mut self, id: &str, web_url: &str, login: Credentials) -> anyhow::Result<()> {
         let path = format!("/api/seedbox/resources/{id}");
         let label = self.get(&path).await?["label"].clone();
-        let (refused, _) = self.call(Method::POST, &format!("{path}/terminate"), Some(json!({ "confirm_label": "?" }))).await?;
+        let (refused, _) =
+            self.call(Method::POST, &format!("{path}/terminate"), Some(json!({ "confirm_label": "?" }))).await?;
         ensure!(refused == StatusCode::UNPROCESSABLE_ENTITY, "an end without its confirmation was answered {refused}");
         self.post(&format!("{path}/terminate"), json!({ "confirm_label": label })).await?;
         let ended = self.until("it is wiped", &path, |resource| resource["status"] == "terminated").await?;
@@ -446,8 +498,14 @@ impl Story {
         let lines = statement.as_array().cloned().unwrap_or_default();
         let sum: i64 = lines.iter().filter_map(|line| line["change_cents"].as_i64()).sum();
         let account = self.get("/api/billing/account").await?;
-        ensure!(account["available_cents"].as_i64() == Some(sum), "the statement adds up to {sum}, the balance is {account}");
-        self.done("The statement adds up", &format!("{} lines make {sum} cents, which is the balance; {events} events of the box", lines.len()));
+        ensure!(
+            account["available_cents"].as_i64() == Some(sum),
+            "the statement adds up to {sum}, the balance is {account}"
+        );
+        self.done(
+            "The statement adds up",
+            &format!("{} lines make {sum} cents, which is the balance; {events} events of the box", lines.len()),
+        );
 
         let operator = "operator@example.org";
         let password = hex::encode(rand::random::<[u8; 12]>());
@@ -464,7 +522,12 @@ impl Story {
         tokio::io::AsyncWriteExt::write_all(&mut stdin, format!("{password}\n").as_bytes()).await?;
         drop(stdin);
         ensure!(create.wait().await?.success(), "`operator create` failed");
-        let verify = Command::new(std::env::current_exe()?).args(["audit", "verify", "--data-dir"]).arg(&data).stderr(Stdio::null()).output().await?;
+        let verify = Command::new(std::env::current_exe()?)
+            .args(["audit", "verify", "--data-dir"])
+            .arg(&data)
+            .stderr(Stdio::null())
+            .output()
+            .await?;
         let verdict = String::from_utf8_lossy(&verify.stdout).trim().to_owned();
         ensure!(verify.status.success(), "the audit log does not verify: {verdict}");
         self.done("Stopped; audit log verified by `audit verify`", &verdict);
@@ -491,7 +554,10 @@ impl Story {
         ensure!(check["sound"] == true, "the ledger is not sound: {check}");
         self.done(
             "Started again; ledger recomputed",
-            &format!("{} transfers add up to {}; {} balances agree with them", check["transfers"], check["sum_cents"], check["balances"]),
+            &format!(
+                "{} transfers add up to {}; {} balances agree with them",
+                check["transfers"], check["sum_cents"], check["balances"]
+            ),
         );
         self.token = customer;
         Ok(())

@@ -22,7 +22,11 @@ use tracing_subscriber::EnvFilter;
 
 /// Run a seedbox business, or try it: `seedplane up` needs no settings and touches nothing outside its data folder.
 #[derive(Parser)]
-#[command(name = "seedplane", version, about, after_help = "\
+#[command(
+    name = "seedplane",
+    version,
+    about,
+    after_help = "\
 Try it:            seedplane up            then open the address it prints
 See it all work:   seedplane demo
 In production:     set DATABASE_URL, the COINPAYPORTAL_* and SMTP settings and SEEDPLANE_PRODUCTION=true, then
@@ -30,7 +34,8 @@ In production:     set DATABASE_URL, the COINPAYPORTAL_* and SMTP settings and S
 
 Secrets (DATABASE_URL, COINPAYPORTAL_API_KEY, COINPAYPORTAL_BUSINESS_ID, COINPAYPORTAL_WEBHOOK_SECRET, SMTP_URL with
 MAIL_FROM) are taken from the environment or the settings file, never from flags: arguments can be read by everybody on
-the machine.")]
+the machine."
+)]
 struct Cli {
     #[command(flatten)]
     flags: Flags,
@@ -128,7 +133,9 @@ struct Who {
 }
 
 fn main() -> ExitCode {
-    rustls::crypto::aws_lc_rs::default_provider().install_default().expect("no other TLS provider was installed before");
+    rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .expect("no other TLS provider was installed before");
     let cli = Cli::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads can be started");
     match runtime.block_on(run(cli)) {
@@ -169,7 +176,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             say("the database has this version's schema");
         }
         Command::Audit(AuditCommand::Verify { checkpoints }) => {
-            let runtime = Runtime::start(settings).await?;
+            let runtime = Runtime::start_beside(settings).await?;
             let file = checkpoints.unwrap_or_else(|| runtime.app.checkpoint_file.to_path_buf());
             let verification = chain::verify(&runtime.app.pool, Some(&file)).await;
             runtime.stop().await;
@@ -180,7 +187,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             }
         }
         Command::Operator(command) => {
-            let runtime = Runtime::start(settings).await?;
+            let runtime = Runtime::start_beside(settings).await?;
             let done = operate(&runtime, command).await;
             runtime.stop().await;
             say(&done?);
@@ -211,9 +218,7 @@ async fn run_parts(settings: Settings, parts: Parts) -> anyhow::Result<()> {
     if !parts.serve {
         say("working");
     }
-    runtime
-        .run(parts, move |_| say(&format!("ready: {public_url}")))
-        .await
+    runtime.run(parts, move |_| say(&format!("ready: {public_url}"))).await
 }
 
 async fn wait_for_signal() {
@@ -240,8 +245,16 @@ async fn operate(runtime: &Runtime, command: OperatorCommand) -> anyhow::Result<
     };
     let ask = async |id: uuid::Uuid, operation: Operation, reason: String, cause: &Cause| -> anyhow::Result<String> {
         let mut tx = app.pool.begin().await?;
-        let asked =
-            repository::request_operation_in(&mut tx, AttemptId::new(), ResourceId(id), operation, &reason, app.now(), cause).await?;
+        let asked = repository::request_operation_in(
+            &mut tx,
+            AttemptId::new(),
+            ResourceId(id),
+            operation,
+            &reason,
+            app.now(),
+            cause,
+        )
+        .await?;
         tx.commit().await?;
         Ok(if asked {
             format!("{operation} of {id} is asked for; a worker carries it out")

@@ -7,7 +7,21 @@ use serde::{Deserialize, Serialize};
 /// An amount of US dollars in whole cents, `bigint` in Postgres (columns ending `_cents`), an integer in JSON.
 ///
 /// Arithmetic panics on overflow in every build: at 92 quadrillion dollars something is wrong that must not be booked.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, sqlx::Type, utoipa::ToSchema)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    sqlx::Type,
+    utoipa::ToSchema,
+)]
 #[serde(transparent)]
 #[sqlx(transparent)]
 pub struct Usd(i64);
@@ -115,12 +129,9 @@ mod tests {
 
     #[test]
     fn reads_and_writes_dollars() {
-        for (text, cents, shown) in [
-            ("15", 1500, "$15.00"),
-            ("15.5", 1550, "$15.50"),
-            ("$0.05", 5, "$0.05"),
-            ("-0.50", -50, "-$0.50"),
-        ] {
+        for (text, cents, shown) in
+            [("15", 1500, "$15.00"), ("15.5", 1550, "$15.50"), ("$0.05", 5, "$0.05"), ("-0.50", -50, "-$0.50")]
+        {
             let amount: Usd = text.parse().unwrap();
             assert_eq!(amount.cents(), cents, "{text}");
             assert_eq!(amount.to_string(), shown);

@@ -121,7 +121,14 @@ pub async fn orders_of(executor: impl PgExecutor<'_>, owner: UserId) -> sqlx::Re
 ///
 /// # Errors
 /// [`OrderError`].
-pub async fn place(pool: &PgPool, id: OrderId, user: UserId, plan: PlanId, at: Time, cause: &Cause) -> Result<Order, OrderError> {
+pub async fn place(
+    pool: &PgPool,
+    id: OrderId,
+    user: UserId,
+    plan: PlanId,
+    at: Time,
+    cause: &Cause,
+) -> Result<Order, OrderError> {
     if let Some(placed) = order_of(pool, user, id).await? {
         return Ok(placed);
     }
@@ -144,7 +151,9 @@ pub async fn place(pool: &PgPool, id: OrderId, user: UserId, plan: PlanId, at: T
     if placed.rows_affected() == 0 {
         return Err(OrderError::TooMany);
     }
-    let after = Some(json!({ "status": "awaiting_payment", "plan_id": plan.id, "price_cents": plan.price_cents, "user_id": user }));
+    let after = Some(
+        json!({ "status": "awaiting_payment", "plan_id": plan.id, "price_cents": plan.price_cents, "user_id": user }),
+    );
     let event = Event { subject: Subject::Order(id), action: "order.placed", before: None, after };
     events::record_in(&mut tx, at, cause, event).await?;
     tx.commit().await?;
@@ -217,7 +226,16 @@ pub async fn pay_awaiting(pool: &PgPool, user: UserId, at: Time) -> sqlx::Result
 /// [`OrderError`].
 pub async fn cancel(pool: &PgPool, order: &Order, at: Time, cause: &Cause) -> Result<(), OrderError> {
     let mut tx = pool.begin().await?;
-    let closed = close_in(&mut tx, order.id, OrderStatus::AwaitingPayment, OrderStatus::Cancelled, "cancelled by the buyer", at, cause).await?;
+    let closed = close_in(
+        &mut tx,
+        order.id,
+        OrderStatus::AwaitingPayment,
+        OrderStatus::Cancelled,
+        "cancelled by the buyer",
+        at,
+        cause,
+    )
+    .await?;
     if !closed {
         return Err(OrderError::NotCancellable(order.status));
     }
@@ -300,7 +318,17 @@ pub async fn expire(pool: &PgPool, at: Time) -> sqlx::Result<usize> {
     let mut expired = 0;
     for order in due {
         let mut tx = pool.begin().await?;
-        if close_in(&mut tx, order, OrderStatus::AwaitingPayment, OrderStatus::Expired, "not paid in time", at, &Cause::system()).await? {
+        if close_in(
+            &mut tx,
+            order,
+            OrderStatus::AwaitingPayment,
+            OrderStatus::Expired,
+            "not paid in time",
+            at,
+            &Cause::system(),
+        )
+        .await?
+        {
             tx.commit().await?;
             expired += 1;
         }

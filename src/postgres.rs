@@ -39,6 +39,17 @@ pub const OLDEST_MAJOR: u32 = 15;
 /// The environment variable that names a directory with `postgres` and `initdb` in it.
 pub const BINARIES_VARIABLE: &str = "SEEDPLANE_POSTGRES_BIN";
 
+/// Where to connect to the embedded Postgres that another process of ours runs in `data_dir`; `None` if none does. For
+/// commands that are given while the service is up.
+pub fn running_url(data_dir: &Path) -> Option<String> {
+    let pid_file = std::fs::read_to_string(data_dir.join("postgres/postmaster.pid")).ok()?;
+    // Its lines are the process, the folder, the start, the port and the directory of the socket.
+    let mut lines = pid_file.lines().skip(3);
+    let (port, directory) = (lines.next()?.trim(), lines.next()?.trim());
+    let host = percent_encode(directory);
+    Some(format!("postgres://seedplane@localhost/seedplane?host={host}&port={port}"))
+}
+
 /// Where the embedded Postgres lives and what it is run from.
 #[derive(Debug, Clone)]
 pub struct EmbeddedOptions {

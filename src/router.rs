@@ -44,7 +44,8 @@ struct Bearer;
 
 impl Modify for Bearer {
     fn modify(&self, description: &mut utoipa::openapi::OpenApi) {
-        let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some("A session or API token")).build();
+        let bearer =
+            HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some("A session or API token")).build();
         description.components.get_or_insert_default().add_security_scheme("bearer", SecurityScheme::Http(bearer));
     }
 }
@@ -69,9 +70,8 @@ pub fn router(app: App, sandbox: Option<Router>) -> Router {
     if app.trial {
         described = described.merge(api::trial::routes());
     }
-    let described = described
-        .layer(middleware::from_fn_with_state(app.clone(), idempotency::layer))
-        .merge(api::webhooks::routes());
+    let described =
+        described.layer(middleware::from_fn_with_state(app.clone(), idempotency::layer)).merge(api::webhooks::routes());
     let (routes, description) = described.split_for_parts();
 
     let mut router = routes
@@ -126,11 +126,12 @@ async fn ready(State(app): State<App>) -> Result<&'static str, Problem> {
 }
 
 async fn count(request: Request, next: middleware::Next) -> impl IntoResponse {
-    let route = request.extensions().get::<MatchedPath>().map_or_else(|| "-".to_owned(), |path| path.as_str().to_owned());
+    let route =
+        request.extensions().get::<MatchedPath>().map_or_else(|| "-".to_owned(), |path| path.as_str().to_owned());
     let started = std::time::Instant::now();
     let response = next.run(request).await;
     let status = response.status().as_u16().to_string();
-    metrics::histogram!("seedplane_request_seconds", "route" => route, "status" => status).record(started.elapsed().as_secs_f64());
+    metrics::histogram!("seedplane_request_seconds", "route" => route, "status" => status)
+        .record(started.elapsed().as_secs_f64());
     response
 }
-

@@ -16,8 +16,7 @@ use sqlx::{
 use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
-    accounts,
-    api,
+    accounts, api,
     app::App,
     audit::events::{self, Cause, Event, Subject},
     billing::rules::Policy,
@@ -28,7 +27,7 @@ use crate::{
         PaymentGateway,
         coinpayportal::{self as gateway, CoinPayPortal},
     },
-    postgres::{Embedded, EmbeddedOptions},
+    postgres::{self, Embedded, EmbeddedOptions, running_url},
     router,
     secrets::{SecretPath, SecretStore, keystore::Keystore},
     seedbox::repository::{self, NewPlan},
@@ -45,6 +44,7 @@ pub struct Runtime {
     embedded: Option<Embedded>,
     local: Option<Arc<LocalProvider>>,
     sandbox: Option<Sandbox>,
+    owns_boxes: bool,
     settings: Settings,
     stop: watch::Sender<bool>,
 }
@@ -102,15 +102,34 @@ impl Runtime {
     /// # Errors
     /// What is wrong and what to do about it; what was started is stopped again.
     pub async fn start(settings: Settings) -> anyhow::Result<Self> {
+        Self::start_with(settings, false).await
+    }
+
+    /// Like [`Self::start`], for a command that may be given while the service runs on the same data folder.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_beside(settings: Settings) -> anyhow::Result<Self> {
+        Self::start_with(settings, true).await
+    }
+
+    async fn start_with(settings: Settings, beside_another: bool) -> anyhow::Result<Self> {
         std::fs::create_dir_all(&settings.data_dir)
             .with_context(|| format!("the data folder {} cannot be made", settings.data_dir.display()))?;
         let (embedded, url) = match &settings.database_url {
             Some(url) => (None, url.expose_secret().to_owned()),
             None => {
-                let options = EmbeddedOptions { data_dir: settings.data_dir.clone(), binaries: settings.postgres_bin.clone() };
-                let embedded = Embedded::start(options).await?;
-                let url = embedded.url().to_owned();
-                (Some(embedded), url)
+                let options =
+                    EmbeddedOptions { data_dir: settings.data_dir.clone(), binaries: settings.postgres_bin.clone() };
+                match (Embedded::start(options).await, running_url(&settings.data_dir)) {
+                    (Ok(embedded), _) => {
+                        let url = embedded.url();
+                        (Some(embedded), url)
+                    }
+                    // A command beside a running service uses that one's database.
+                    (Err(postgres::Error::InUse { .. }), Some(url)) if beside_another => (None, url),
+                    (Err(error), _) => return Err(error.into()),
+                }
             }
         };
         migrate(&url).await?;
@@ -121,12 +140,18 @@ impl Runtime {
 
         let mailer: Arc<dyn Mailer> = match &settings.smtp {
             Some(smtp) => Arc::new(SmtpMailer::new(&smtp.url, &smtp.from).map_err(anyhow::Error::msg)?),
-            None => Arc::new(InboxMailer::new(settings.data_dir.join("inbox")).context("the inbox folder cannot be made")?),
+            None => {
+                Arc::new(InboxMailer::new(settings.data_dir.join("inbox")).context("the inbox folder cannot be made")?)
+            }
         };
         let (gateway, sandbox): (Arc<dyn PaymentGateway>, _) = match &settings.coinpayportal {
             Some(real) => {
-                let settings =
-                    gateway::Settings::new(&real.api_url, real.api_key.clone(), real.business_id, real.webhook_secret.clone());
+                let settings = gateway::Settings::new(
+                    &real.api_url,
+                    real.api_key.clone(),
+                    real.business_id,
+                    real.webhook_secret.clone(),
+                );
                 (Arc::new(CoinPayPortal::new(settings)?), None)
             }
             None => {
@@ -161,7 +186,7 @@ impl Runtime {
             workers::release_all_jobs(&app).await?;
         }
         let (stop, _) = watch::channel(false);
-        Ok(Self { app, embedded, local, sandbox, settings, stop })
+        Ok(Self { app, embedded, local, sandbox, owns_boxes: false, settings, stop })
     }
 
     /// A receiver that becomes true when everything is to stop.
@@ -184,8 +209,9 @@ impl Runtime {
     ///
     /// # Errors
     /// What failed.
-    pub async fn run(self, parts: Parts, ready: impl FnOnce(SocketAddr) + Send) -> anyhow::Result<()> {
+    pub async fn run(mut self, parts: Parts, ready: impl FnOnce(SocketAddr) + Send) -> anyhow::Result<()> {
         let mut tasks = tokio::task::JoinSet::new();
+        self.owns_boxes = parts.work;
         if let (Some(local), true) = (&self.local, parts.work) {
             local.start_all().await.context("the boxes of this machine could not be started")?;
             let local = Arc::clone(local);
@@ -218,24 +244,30 @@ impl Runtime {
             let handle = metrics_exporter_prometheus::PrometheusBuilder::new()
                 .install_recorder()
                 .context("metrics cannot be collected")?;
-            let listener = TcpListener::bind(address).await.with_context(|| format!("metrics cannot listen on {address}"))?;
-            let routes = axum::Router::new().route("/metrics", axum::routing::get(move || async move { handle.render() }));
+            let listener =
+                TcpListener::bind(address).await.with_context(|| format!("metrics cannot listen on {address}"))?;
+            let routes =
+                axum::Router::new().route("/metrics", axum::routing::get(move || async move { handle.render() }));
             let mut stopping = self.stopping();
             tasks.spawn(async move {
-                axum::serve(listener, routes).with_graceful_shutdown(async move { _ = stopping.wait_for(|stop| *stop).await }).await?;
+                axum::serve(listener, routes)
+                    .with_graceful_shutdown(async move { _ = stopping.wait_for(|stop| *stop).await })
+                    .await?;
                 Ok(())
             });
         }
         if parts.serve {
             let address = self.settings.listen;
-            let listener = TcpListener::bind(address)
-                .await
-                .with_context(|| format!("{address} cannot be listened on; is another copy running? --listen takes another address"))?;
+            let listener = TcpListener::bind(address).await.with_context(|| {
+                format!("{address} cannot be listened on; is another copy running? --listen takes another address")
+            })?;
             let bound = listener.local_addr()?;
             let routes = router::router(self.app.clone(), self.sandbox.as_ref().map(Sandbox::router));
             let mut stopping = self.stopping();
             tasks.spawn(async move {
-                axum::serve(listener, routes).with_graceful_shutdown(async move { _ = stopping.wait_for(|stop| *stop).await }).await?;
+                axum::serve(listener, routes)
+                    .with_graceful_shutdown(async move { _ = stopping.wait_for(|stop| *stop).await })
+                    .await?;
                 Ok(())
             });
             ready(bound);
@@ -268,7 +300,7 @@ impl Runtime {
 
     /// Stops what is underneath, cleanly: boxes, connections, database. Boxes come back at the next start.
     pub async fn stop(self) {
-        if let Some(local) = &self.local {
+        if let (Some(local), true) = (&self.local, self.owns_boxes) {
             local.stop_all().await;
         }
         self.app.pool.close().await;
@@ -279,7 +311,11 @@ impl Runtime {
 }
 
 /// The sandbox gateway of the trial: its keys are made once and kept like any other secret.
-async fn start_sandbox(settings: &Settings, secrets: &dyn SecretStore, clock: &Clock) -> anyhow::Result<(CoinPayPortal, Sandbox)> {
+async fn start_sandbox(
+    settings: &Settings,
+    secrets: &dyn SecretStore,
+    clock: &Clock,
+) -> anyhow::Result<(CoinPayPortal, Sandbox)> {
     let secret = async |name: &str, prefix: &str| -> anyhow::Result<SecretString> {
         let path = SecretPath::new(format!("sandbox-gateway/{name}"))?;
         let made = SecretString::from(format!("{prefix}{}", hex::encode(rand::random::<[u8; 16]>())));
@@ -335,4 +371,3 @@ pub async fn create_operator(app: &App, email: &str, password: SecretString) -> 
     let now: Time = app.now();
     Ok(accounts::sign_up(&app.pool, email, password, accounts::Role::Operator, now, |_| Cause::system()).await?)
 }
-

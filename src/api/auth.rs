@@ -122,7 +122,11 @@ async fn list_tokens(State(app): State<App>, customer: Customer) -> Result<Json<
 /// Make an API token.
 #[utoipa::path(post, path = "/api/auth/tokens", tag = "accounts", request_body = NewToken,
     responses((status = 201, body = CreatedToken), (status = 422, body = Problem)))]
-async fn create_token(State(app): State<App>, customer: Customer, Body(body): Body<NewToken>) -> Result<Shown<CreatedToken>, Problem> {
+async fn create_token(
+    State(app): State<App>,
+    customer: Customer,
+    Body(body): Body<NewToken>,
+) -> Result<Shown<CreatedToken>, Problem> {
     let now = app.now();
     let name = body.name.trim();
     if name.is_empty() || name.chars().count() > 80 {
@@ -131,8 +135,15 @@ async fn create_token(State(app): State<App>, customer: Customer, Body(body): Bo
     if body.expires_at.is_some_and(|at| at <= now) {
         return Err(Problem::bad_input("`expires_at` is in the past"));
     }
-    let (about, token) =
-        accounts::create_api_token(&app.pool, customer.principal.user_id, name, body.expires_at, now, &customer.cause()).await?;
+    let (about, token) = accounts::create_api_token(
+        &app.pool,
+        customer.principal.user_id,
+        name,
+        body.expires_at,
+        now,
+        &customer.cause(),
+    )
+    .await?;
     Ok((StatusCode::CREATED, NO_STORE, Json(CreatedToken { about, token: token.expose_secret().to_owned() })))
 }
 

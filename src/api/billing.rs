@@ -115,7 +115,13 @@ async fn create_topup(
     Body(body): Body<NewTopupBody>,
 ) -> Result<(StatusCode, Json<TopupView>), Problem> {
     let user = customer.principal.user_id;
-    let new = NewTopup { id: TopupId(id), user_id: user, order_id: body.order_id, amount: body.amount_cents, coin: body.coin };
+    let new = NewTopup {
+        id: TopupId(id),
+        user_id: user,
+        order_id: body.order_id,
+        amount: body.amount_cents,
+        coin: body.coin,
+    };
     topups::request(&app, new, &customer.cause()).await?;
     // A worker asks the gateway; most quotes are there before the caller would have asked again.
     for _ in 0..60 {
@@ -139,8 +145,9 @@ async fn list_topups(State(app): State<App>, customer: Customer) -> Result<Json<
 #[utoipa::path(get, path = "/api/billing/topups/{id}", tag = "billing", params(("id" = TopupId, Path)),
     responses((status = 200, body = TopupView), (status = 404, body = Problem)))]
 async fn show_topup(State(app): State<App>, customer: Customer, Id(id): Id<Uuid>) -> Result<Json<TopupView>, Problem> {
-    let topup =
-        topups::of_user(&app, customer.principal.user_id, TopupId(id)).await?.ok_or_else(|| Problem::not_found("top-up"))?;
+    let topup = topups::of_user(&app, customer.principal.user_id, TopupId(id))
+        .await?
+        .ok_or_else(|| Problem::not_found("top-up"))?;
     topups::look_soon(&app, &topup).await?;
     Ok(Json(topup))
 }
@@ -169,7 +176,8 @@ async fn statement(
     match parameters.format.as_deref() {
         None | Some("json") => Ok(Json(lines).into_response()),
         Some("csv") => {
-            let mut csv = String::from("at,kind,cause,change_cents,available_cents,resource_id,period_start,period_end,id\r\n");
+            let mut csv =
+                String::from("at,kind,cause,change_cents,available_cents,resource_id,period_start,period_end,id\r\n");
             for line in lines {
                 let text = |value: Option<String>| value.unwrap_or_default();
                 let fields = [
@@ -199,7 +207,8 @@ async fn statement(
 /// Quotes a field where needed, and keeps a spreadsheet from taking text for a formula.
 fn csv_field(field: &str) -> String {
     let numeric = field.parse::<i64>().is_ok();
-    let field = if !numeric && field.starts_with(['=', '+', '-', '@', '\t']) { format!("'{field}") } else { field.to_owned() };
+    let field =
+        if !numeric && field.starts_with(['=', '+', '-', '@', '\t']) { format!("'{field}") } else { field.to_owned() };
     if field.contains([',', '"', '\r', '\n']) { format!("\"{}\"", field.replace('"', "\"\"")) } else { field }
 }
 

@@ -9,11 +9,7 @@ use axum::{
 use serde::{Serialize, de::DeserializeOwned};
 use utoipa::ToSchema;
 
-use crate::{
-    accounts::AccountError,
-    orders::OrderError,
-    seedbox::lifecycle::TransitionError,
-};
+use crate::{accounts::AccountError, orders::OrderError, seedbox::lifecycle::TransitionError};
 
 /// A problem, as it is answered.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -57,7 +53,11 @@ impl Problem {
 
     /// Nobody is signed in.
     pub fn unauthorized() -> Self {
-        Self::new(StatusCode::UNAUTHORIZED, "unauthorized", "send a session or API token as `Authorization: Bearer <token>`")
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            "unauthorized",
+            "send a session or API token as `Authorization: Bearer <token>`",
+        )
     }
 }
 

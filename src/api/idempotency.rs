@@ -95,7 +95,9 @@ pub async fn layer(State(app): State<App>, request: Request, next: Next) -> Resu
 
     if response.status().is_server_error() {
         // It did not happen: the key is free again.
-        sqlx::query!("delete from idempotency_keys where user_id = $1 and key = $2", user, key).execute(&app.pool).await?;
+        sqlx::query!("delete from idempotency_keys where user_id = $1 and key = $2", user, key)
+            .execute(&app.pool)
+            .await?;
         return Ok(response);
     }
     let secret = response.headers().get(header::CACHE_CONTROL).is_some_and(|value| value == "no-store");
@@ -122,8 +124,13 @@ async fn replay(app: &App, user: Uuid, key: &str, request_hash: &[u8; 32]) -> Re
     )
     .fetch_optional(&app.pool)
     .await?;
-    let still_running =
-        || Problem::new(StatusCode::CONFLICT, "in-progress", "the first request with this Idempotency-Key is still being carried out");
+    let still_running = || {
+        Problem::new(
+            StatusCode::CONFLICT,
+            "in-progress",
+            "the first request with this Idempotency-Key is still being carried out",
+        )
+    };
     let kept = kept.ok_or_else(still_running)?;
     if kept.request_hash != request_hash {
         return Err(Problem::new(
@@ -135,7 +142,9 @@ async fn replay(app: &App, user: Uuid, key: &str, request_hash: &[u8; 32]) -> Re
     let status = kept.response_status.and_then(|status| StatusCode::from_u16(u16::try_from(status).ok()?).ok());
     let status = status.ok_or_else(still_running)?;
     let Some(body) = kept.response_body else {
-        return Err(Problem::conflict("this was done already; its answer held a secret, which is shown once and not kept"));
+        return Err(Problem::conflict(
+            "this was done already; its answer held a secret, which is shown once and not kept",
+        ));
     };
     let mut response = (status, body).into_response();
     let kind = if status.is_success() { "application/json" } else { "application/problem+json" };

@@ -62,7 +62,11 @@ struct Resolve {
 /// Mark an alert as dealt with. Resolving `blast_limit` lets the sweep go on for an hour.
 #[utoipa::path(post, path = "/api/operator/alerts/resolve", tag = "operator", request_body = Resolve,
     responses((status = 204), (status = 404, body = Problem), (status = 422, body = Problem)))]
-async fn resolve_alert(State(app): State<App>, operator: Operator, Body(body): Body<Resolve>) -> Result<StatusCode, Problem> {
+async fn resolve_alert(
+    State(app): State<App>,
+    operator: Operator,
+    Body(body): Body<Resolve>,
+) -> Result<StatusCode, Problem> {
     let cause = operator.cause(&body.reason)?;
     let now = app.now();
     let mut tx = app.pool.begin().await?;
@@ -70,7 +74,8 @@ async fn resolve_alert(State(app): State<App>, operator: Operator, Body(body): B
         return Err(Problem::not_found("alert"));
     }
     let after = Some(json!({ "kind": body.kind, "subject": body.subject }));
-    let event = Event { subject: Subject::User(operator.principal.user_id), action: "alert.resolved", before: None, after };
+    let event =
+        Event { subject: Subject::User(operator.principal.user_id), action: "alert.resolved", before: None, after };
     events::record_in(&mut tx, now, &cause, event).await?;
     tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)
@@ -83,7 +88,11 @@ async fn any(app: &App, id: Uuid) -> Result<Resource, Problem> {
 /// Any box.
 #[utoipa::path(get, path = "/api/operator/resources/{id}", tag = "operator", params(("id" = ResourceId, Path)),
     responses((status = 200, body = ResourceView), (status = 404, body = Problem)))]
-async fn show_resource(State(app): State<App>, _operator: Operator, Id(id): Id<Uuid>) -> Result<Json<ResourceView>, Problem> {
+async fn show_resource(
+    State(app): State<App>,
+    _operator: Operator,
+    Id(id): Id<Uuid>,
+) -> Result<Json<ResourceView>, Problem> {
     let resource = any(&app, id).await?;
     Ok(Json(ResourceView::load(&app, resource).await?))
 }
@@ -107,7 +116,12 @@ pub async fn place_hold(app: &App, resource: ResourceId, until: Option<Time>, ca
     let mut tx = app.pool.begin().await?;
     repository::set_hold_in(&mut tx, resource, until, &cause.reason, now, cause).await?;
     let action = if until.is_some() { "resource.held" } else { "resource.hold_released" };
-    let event = Event { subject: Subject::Resource(resource), action, before: None, after: Some(json!({ "hold_until": until })) };
+    let event = Event {
+        subject: Subject::Resource(resource),
+        action,
+        before: None,
+        after: Some(json!({ "hold_until": until })),
+    };
     events::record_in(&mut tx, now, cause, event).await?;
     tx.commit().await?;
     Ok(())
@@ -154,7 +168,8 @@ async fn suspend(
     let cause = operator.cause(&body.reason)?;
     let resource = any(&app, id).await?;
     suspend_check(&resource, body.suspend_reason)?;
-    request(&app, &resource, attempt, Operation::Suspend, &format!("{}: {}", body.suspend_reason, cause.reason), &cause).await
+    request(&app, &resource, attempt, Operation::Suspend, &format!("{}: {}", body.suspend_reason, cause.reason), &cause)
+        .await
 }
 
 /// Whether an operator may suspend a box for this reason.
@@ -163,7 +178,9 @@ async fn suspend(
 /// A problem that says why not.
 pub fn suspend_check(resource: &Resource, reason: SuspendReason) -> Result<(), Problem> {
     if !matches!(reason, SuspendReason::Abuse | SuspendReason::Operator | SuspendReason::Upstream) {
-        return Err(Problem::bad_input("an operator suspends for abuse, operator or upstream; billing and user do so by themselves"));
+        return Err(Problem::bad_input(
+            "an operator suspends for abuse, operator or upstream; billing and user do so by themselves",
+        ));
     }
     if !matches!(resource.status, Status::Active | Status::Suspended) || resource.suspend_reason == Some(reason) {
         return Err(Problem::conflict(format!("the box is {} and cannot be suspended", resource.status)));
@@ -222,7 +239,8 @@ async fn terminate(
     let cause = operator.cause(&body.reason)?;
     let resource = any(&app, id).await?;
     terminate_check(&app, &resource, &body.confirm_label, &body.end_reason)?;
-    request(&app, &resource, attempt, Operation::Terminate, &format!("{}: {}", body.end_reason, cause.reason), &cause).await
+    request(&app, &resource, attempt, Operation::Terminate, &format!("{}: {}", body.end_reason, cause.reason), &cause)
+        .await
 }
 
 /// Whether an operator may end a box so.
@@ -234,7 +252,10 @@ pub fn terminate_check(app: &App, resource: &Resource, confirm_label: &str, end_
         return Err(Problem::bad_input("`end_reason` is operator, fault or abuse"));
     }
     if confirm_label != resource.label {
-        return Err(Problem::bad_input(format!("the confirmation is not this box's label, '{}'; nothing was ended", resource.label)));
+        return Err(Problem::bad_input(format!(
+            "the confirmation is not this box's label, '{}'; nothing was ended",
+            resource.label
+        )));
     }
     if matches!(resource.status, Status::Terminating | Status::Terminated) {
         return Err(Problem::conflict(format!("the box is {} already", resource.status)));
@@ -265,7 +286,11 @@ struct PlanBody {
 /// Add a plan or a new version of one. Boxes that exist keep the price they were bought at.
 #[utoipa::path(post, path = "/api/operator/plans", tag = "operator", request_body = PlanBody,
     responses((status = 201, body = Plan), (status = 422, body = Problem)))]
-async fn add_plan(State(app): State<App>, operator: Operator, Body(body): Body<PlanBody>) -> Result<(StatusCode, Json<Plan>), Problem> {
+async fn add_plan(
+    State(app): State<App>,
+    operator: Operator,
+    Body(body): Body<PlanBody>,
+) -> Result<(StatusCode, Json<Plan>), Problem> {
     let cause = operator.cause(&body.reason)?;
     let code_is_plain = (1..=40).contains(&body.code.len())
         && !body.code.starts_with('-')
@@ -273,17 +298,30 @@ async fn add_plan(State(app): State<App>, operator: Operator, Body(body): Body<P
     if !code_is_plain {
         return Err(Problem::bad_input("`code` has 1 to 40 lower-case letters, digits and dashes"));
     }
-    if body.name.trim().is_empty() || body.name.chars().count() > 80 || !body.price_cents.is_positive() || body.disk_gb < 1 {
+    if body.name.trim().is_empty()
+        || body.name.chars().count() > 80
+        || !body.price_cents.is_positive()
+        || body.disk_gb < 1
+    {
         return Err(Problem::bad_input("`name` has 1 to 80 characters; `price_cents` and `disk_gb` are more than 0"));
     }
     let Some(provider) = app.provider(&body.provider) else {
         let known: Vec<&str> = app.providers.keys().copied().collect();
-        return Err(Problem::bad_input(format!("there is no provider '{}'; there is {}", body.provider, known.join(", "))));
+        return Err(Problem::bad_input(format!(
+            "there is no provider '{}'; there is {}",
+            body.provider,
+            known.join(", ")
+        )));
     };
     let capabilities = provider.capabilities().await.map_err(|error| Problem::conflict(error.to_string()))?;
     if !capabilities.sizes.iter().any(|size| size.name == body.size) {
         let sizes: Vec<&str> = capabilities.sizes.iter().map(|size| size.name.as_str()).collect();
-        return Err(Problem::bad_input(format!("'{}' has no size '{}'; it has {}", body.provider, body.size, sizes.join(", "))));
+        return Err(Problem::bad_input(format!(
+            "'{}' has no size '{}'; it has {}",
+            body.provider,
+            body.size,
+            sizes.join(", ")
+        )));
     }
     let plan = NewPlan {
         code: &body.code,
@@ -297,7 +335,9 @@ async fn add_plan(State(app): State<App>, operator: Operator, Body(body): Body<P
     let now = app.now();
     let mut tx = app.pool.begin().await?;
     let id = repository::add_plan_version_in(&mut tx, now, &plan).await?;
-    let after = Some(json!({ "code": body.code, "price_cents": body.price_cents, "provider": body.provider, "size": body.size }));
+    let after = Some(
+        json!({ "code": body.code, "price_cents": body.price_cents, "provider": body.provider, "size": body.size }),
+    );
     let event = Event { subject: Subject::Other("plan", id.0), action: "plan.version_added", before: None, after };
     events::record_in(&mut tx, now, &cause, event).await?;
     tx.commit().await?;

@@ -66,7 +66,9 @@ async fn signing_key(app: &App) -> Result<Ed25519KeyPair, StepError> {
     hex::decode(stored.expose_secret())
         .ok()
         .and_then(|seed| Ed25519KeyPair::from_seed_unchecked(&seed).ok())
-        .ok_or_else(|| StepError::File(std::io::Error::other("the audit signing key in the secret store is not an Ed25519 seed")))
+        .ok_or_else(|| {
+            StepError::File(std::io::Error::other("the audit signing key in the secret store is not an Ed25519 seed"))
+        })
 }
 
 /// Seals every chain that grew since the last checkpoint. Answers how many.
@@ -96,7 +98,9 @@ pub async fn seal(app: &App) -> Result<usize, StepError> {
     let sealed = heads.len();
     if sealed > 0 {
         heads.sort_by_key(|head| head.subject_id);
-        let last = sqlx::query!("select id, digest from audit_checkpoints order by id desc limit 1").fetch_optional(&mut *tx).await?;
+        let last = sqlx::query!("select id, digest from audit_checkpoints order by id desc limit 1")
+            .fetch_optional(&mut *tx)
+            .await?;
         let (id, previous) = last.map_or((1, vec![0; 32]), |last| (last.id + 1, last.digest));
         let at = app.now();
         let digest = checkpoint_digest(&previous, id, at, &heads);
@@ -218,9 +222,19 @@ fn event_hash(previous: &[u8], row: &PgRow) -> sqlx::Result<[u8; 32]> {
     let mut hasher = Sha256::new();
     hasher.update(EVENT_DOMAIN);
     hasher.update(previous);
-    for column in
-        ["subject_kind", "subject", "seq_text", "at_text", "actor", "action", "resource", "reason", "request_id", "before", "after"]
-    {
+    for column in [
+        "subject_kind",
+        "subject",
+        "seq_text",
+        "at_text",
+        "actor",
+        "action",
+        "resource",
+        "reason",
+        "request_id",
+        "before",
+        "after",
+    ] {
         field(&mut hasher, row.try_get::<Option<&str>, _>(column)?);
     }
     Ok(hasher.finalize().into())
@@ -247,7 +261,8 @@ pub async fn verify(pool: &PgPool, checkpoint_file: Option<&Path>) -> Result<Ver
         .fetch(&mut *tx);
         while let Some(row) = rows.next().await {
             let row = row?;
-            let (id, subject, seq): (i64, Uuid, i64) = (row.try_get("id")?, row.try_get("subject_id")?, row.try_get("seq")?);
+            let (id, subject, seq): (i64, Uuid, i64) =
+                (row.try_get("id")?, row.try_get("subject_id")?, row.try_get("seq")?);
             let (previous, hash): (&[u8], &[u8]) = (row.try_get("previous_hash")?, row.try_get("hash")?);
             let (expected_seq, expected_previous) = match &chain {
                 Some((of, seq, hash)) if *of == subject => (seq + 1, hash.clone()),
@@ -257,7 +272,10 @@ pub async fn verify(pool: &PgPool, checkpoint_file: Option<&Path>) -> Result<Ver
                 }
             };
             found.events += 1;
-            let name = format!("event {id} ({} {subject}, number {seq} of its chain)", row.try_get::<&str, _>("subject_kind")?);
+            let name = format!(
+                "event {id} ({} {subject}, number {seq} of its chain)",
+                row.try_get::<&str, _>("subject_kind")?
+            );
             found.fault = if seq != expected_seq {
                 Some(format!("{name} follows number {}: at least one row before it was removed", expected_seq - 1))
             } else if previous != expected_previous {
@@ -299,7 +317,10 @@ pub async fn verify(pool: &PgPool, checkpoint_file: Option<&Path>) -> Result<Ver
     .fetch_optional(&mut *tx)
     .await?;
     if let Some(loose) = loose {
-        found.fault = Some(format!("event number {} of subject {} is missing: the end of that chain was cut off", loose.seq, loose.subject_id));
+        found.fault = Some(format!(
+            "event number {} of subject {} is missing: the end of that chain was cut off",
+            loose.seq, loose.subject_id
+        ));
         return Ok(found);
     }
 
@@ -313,9 +334,10 @@ async fn verify_checkpoints(
     checkpoint_file: Option<&Path>,
 ) -> Result<Option<String>, StepError> {
     let exported = checkpoint_file.map(read_exported).transpose()?.unwrap_or_default();
-    let checkpoints = sqlx::query!("select id, at, chains, digest, signature, public_key from audit_checkpoints order by id")
-        .fetch_all(&mut *connection)
-        .await?;
+    let checkpoints =
+        sqlx::query!("select id, at, chains, digest, signature, public_key from audit_checkpoints order by id")
+            .fetch_all(&mut *connection)
+            .await?;
     let mut previous = vec![0; 32];
     for (position, checkpoint) in checkpoints.iter().enumerate() {
         found.checkpoints += 1;

@@ -147,7 +147,12 @@ pub struct RecordedEvent {
 ///
 /// # Errors
 /// Those of the database.
-pub async fn of_resource(pool: &PgPool, resource: ResourceId, before_seq: Option<i64>, limit: i64) -> sqlx::Result<Vec<RecordedEvent>> {
+pub async fn of_resource(
+    pool: &PgPool,
+    resource: ResourceId,
+    before_seq: Option<i64>,
+    limit: i64,
+) -> sqlx::Result<Vec<RecordedEvent>> {
     sqlx::query_as!(
         RecordedEvent,
         r#"select seq, at, actor, action, reason, before, after, encode(hash, 'hex') as "hash!"

@@ -282,9 +282,10 @@ pub async fn post_in(
         let key = format!("{charge_key}:arrears");
         transfers.push(part(Account::Receivable(reserve.resource_id), arrears, TransferKind::ArrearsPaid, &key, None));
     }
-    for (amount, origin) in
-        [(set_aside.promotional - arrears_from_promotional, "promotional"), (set_aside.paid - arrears_from_paid, "paid")]
-    {
+    for (amount, origin) in [
+        (set_aside.promotional - arrears_from_promotional, "promotional"),
+        (set_aside.paid - arrears_from_paid, "paid"),
+    ] {
         if amount.is_positive() {
             let key = format!("{charge_key}:{origin}");
             transfers.push(part(Account::Revenue, amount, TransferKind::Post, &key, Some(period)));
@@ -350,7 +351,12 @@ pub struct StatementLine {
 ///
 /// # Errors
 /// Those of the database.
-pub async fn statement(pool: &PgPool, user: UserId, from: Option<Time>, until: Option<Time>) -> sqlx::Result<Vec<StatementLine>> {
+pub async fn statement(
+    pool: &PgPool,
+    user: UserId,
+    from: Option<Time>,
+    until: Option<Time>,
+) -> sqlx::Result<Vec<StatementLine>> {
     sqlx::query_as!(
         StatementLine,
         r#"with own as (

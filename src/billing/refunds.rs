@@ -6,13 +6,7 @@ use super::{
     ledger::{self, Account, Transfer, TransferKind},
     rules::{self, Policy},
 };
-use crate::{
-    audit::events::Cause,
-    clock::Time,
-    ids::UserId,
-    money::Usd,
-    seedbox::Resource,
-};
+use crate::{audit::events::Cause, clock::Time, ids::UserId, money::Usd, seedbox::Resource};
 
 /// Books what the end of a box returns to its owner's balance, in the transaction that ends it: a prorated refund of the
 /// running period in the first days, always when we or the upstream are at fault, never after abuse or for non-payment.

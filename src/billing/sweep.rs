@@ -10,7 +10,9 @@ use uuid::Uuid;
 
 use super::{
     ledger::{self, Account as LedgerAccount, Transfer, TransferKind},
-    rules::{self, Account, Action, BoxState, BoxStatus, Interlocks, NoticeState, PaymentInFlight, Policy, PriceChange},
+    rules::{
+        self, Account, Action, BoxState, BoxStatus, Interlocks, NoticeState, PaymentInFlight, Policy, PriceChange,
+    },
 };
 use crate::{
     app::App,
@@ -92,7 +94,9 @@ async fn load_in(connection: &mut PgConnection, users: &[UserId]) -> sqlx::Resul
         Some(None) => NoticeState::Said,
         Some(Some(at)) => NoticeState::Handed(at.0),
     };
-    let asked = |id: ResourceId, operation: Operation| open.iter().any(|row| row.resource_id == id && row.operation == operation);
+    let asked = |id: ResourceId, operation: Operation| {
+        open.iter().any(|row| row.resource_id == id && row.operation == operation)
+    };
 
     let mut loaded: BTreeMap<UserId, Loaded> = accounts
         .into_iter()
@@ -115,7 +119,9 @@ async fn load_in(connection: &mut PgConnection, users: &[UserId]) -> sqlx::Resul
         let (id, total) = (resource.id, resource.charged_total);
         let status = match (resource.status, resource.suspend_reason, resource.suspended_at) {
             (Status::Active, ..) => BoxStatus::Active,
-            (Status::Suspended, Some(SuspendReason::Billing), Some(since)) => BoxStatus::SuspendedForBilling { since: since.0 },
+            (Status::Suspended, Some(SuspendReason::Billing), Some(since)) => {
+                BoxStatus::SuspendedForBilling { since: since.0 }
+            }
             _ => BoxStatus::Apart,
         };
         of.account.boxes.push(BoxState {
@@ -159,7 +165,11 @@ async fn interlocks(pool: &PgPool, now: Time) -> sqlx::Result<Interlocks> {
     )
     .fetch_one(pool)
     .await?;
-    Ok(Interlocks { gateway_failing: gateway, mailer_failing: mailer::is_failing(pool, now).await?, clock_went_back: clock })
+    Ok(Interlocks {
+        gateway_failing: gateway,
+        mailer_failing: mailer::is_failing(pool, now).await?,
+        clock_went_back: clock,
+    })
 }
 
 /// How many suspensions and wipes this run may still ask for.
@@ -263,7 +273,15 @@ async fn settle_in(
             match action {
                 Action::Charge { id, period, price, from_promotional, from_paid, n } => {
                     let nth = charged.entry(*id).or_default();
-                    charges.add(of, *id, *nth, *n, (Time(period.start), Time(period.end)), *price, (*from_promotional, *from_paid));
+                    charges.add(
+                        of,
+                        *id,
+                        *nth,
+                        *n,
+                        (Time(period.start), Time(period.end)),
+                        *price,
+                        (*from_promotional, *from_paid),
+                    );
                     *nth += 1;
                 }
                 Action::Suspend { .. } | Action::End { unpaid: true, .. } => {
@@ -316,12 +334,22 @@ struct Charges {
 
 impl Charges {
     #[allow(clippy::too_many_arguments, reason = "the columns of a renewal")]
-    fn add(&mut self, of: &Loaded, id: ResourceId, nth: i32, n: u32, period: (Time, Time), price: Usd, parts: (Usd, Usd)) {
+    fn add(
+        &mut self,
+        of: &Loaded,
+        id: ResourceId,
+        nth: i32,
+        n: u32,
+        period: (Time, Time),
+        price: Usd,
+        parts: (Usd, Usd),
+    ) {
         let resource = &of.resources[&id];
         let total = resource.charged_total + nth;
-        for (debit, amount, part) in
-            [(LedgerAccount::Promotional(of.user), parts.0, "promotional"), (LedgerAccount::Paid(of.user), parts.1, "paid")]
-        {
+        for (debit, amount, part) in [
+            (LedgerAccount::Promotional(of.user), parts.0, "promotional"),
+            (LedgerAccount::Paid(of.user), parts.1, "paid"),
+        ] {
             if amount.is_positive() {
                 self.transfers.push(Transfer {
                     debit,
@@ -395,7 +423,11 @@ impl Charges {
         let booked = ledger::book_in(connection, &self.transfers, now).await?;
         if booked.len() != self.transfers.len() {
             // A charge that stands in the ledger and not on its box: nothing of this batch is kept.
-            tracing::error!(booked = booked.len(), wanted = self.transfers.len(), "a period would have been charged twice");
+            tracing::error!(
+                booked = booked.len(),
+                wanted = self.transfers.len(),
+                "a period would have been charged twice"
+            );
             return Err(crate::seedbox::lifecycle::TransitionError::Stale.into());
         }
         metrics::counter!("seedplane_charges_total").increment(self.ids.len() as u64);
@@ -412,57 +444,83 @@ async fn act_in(connection: &mut PgConnection, of: &Loaded, action: &Action, now
             let resource = &of.resources[id];
             repository::set_past_due_in(connection, resource, Time(*since), now, &cause).await?;
             let key = format!("past_due:{id}:{}", resource.charged_total);
-            mailer::notify_in(connection, templates::past_due(resource, key, *short_by, Time(*suspends_at)), now).await?;
+            mailer::notify_in(connection, templates::past_due(resource, key, *short_by, Time(*suspends_at)), now)
+                .await?;
         }
         Action::FinalWarning { id, short_by, suspends_at } => {
             let resource = &of.resources[id];
             let key = final_warning_key(*id, resource.charged_total);
-            mailer::notify_in(connection, templates::final_warning(resource, key, *short_by, Time(*suspends_at)), now).await?;
+            mailer::notify_in(connection, templates::final_warning(resource, key, *short_by, Time(*suspends_at)), now)
+                .await?;
         }
         Action::Suspend { id } => {
             let reason = SuspendReason::Billing.as_str();
-            repository::request_operation_in(connection, AttemptId::new(), *id, Operation::Suspend, reason, now, &cause).await?;
+            repository::request_operation_in(
+                connection,
+                AttemptId::new(),
+                *id,
+                Operation::Suspend,
+                reason,
+                now,
+                &cause,
+            )
+            .await?;
         }
         Action::Resume { id, arrears, price, from_promotional, from_paid } => {
             let attempt = AttemptId::new();
             let resource = &of.resources[id];
             let reason = SuspendReason::Billing.as_str();
-            if !repository::request_operation_in(connection, attempt, *id, Operation::Resume, reason, now, &cause).await? {
+            if !repository::request_operation_in(connection, attempt, *id, Operation::Resume, reason, now, &cause)
+                .await?
+            {
                 return Ok(());
             }
             repository::set_resume_terms_in(connection, attempt, resource, *arrears, *price).await?;
-            let transfers: Vec<Transfer> =
-                [(LedgerAccount::Promotional(of.user), *from_promotional, "promotional"), (LedgerAccount::Paid(of.user), *from_paid, "paid")]
-                    .into_iter()
-                    .filter(|(_, amount, _)| amount.is_positive())
-                    .map(|(debit, amount, part)| Transfer {
-                        debit,
-                        credit: LedgerAccount::Reserved(of.user),
-                        amount,
-                        kind: TransferKind::Reserve,
-                        idempotency_key: format!("resume:{attempt}:{part}"),
-                        cause: format!("return of {}", resource.label),
-                        user_id: of.user,
-                        resource_id: Some(*id),
-                        order_id: None,
-                        period: None,
-                    })
-                    .collect();
+            let transfers: Vec<Transfer> = [
+                (LedgerAccount::Promotional(of.user), *from_promotional, "promotional"),
+                (LedgerAccount::Paid(of.user), *from_paid, "paid"),
+            ]
+            .into_iter()
+            .filter(|(_, amount, _)| amount.is_positive())
+            .map(|(debit, amount, part)| Transfer {
+                debit,
+                credit: LedgerAccount::Reserved(of.user),
+                amount,
+                kind: TransferKind::Reserve,
+                idempotency_key: format!("resume:{attempt}:{part}"),
+                cause: format!("return of {}", resource.label),
+                user_id: of.user,
+                resource_id: Some(*id),
+                order_id: None,
+                period: None,
+            })
+            .collect();
             ledger::book_in(connection, &transfers, now).await?;
         }
         Action::WipeNotice { id, index, days, not_before, pay } => {
             let resource = &of.resources[id];
             let key = wipe_notice_key(*id, resource.charged_total, *index);
-            mailer::notify_in(connection, templates::wipe_notice(resource, key, *days, Time(*not_before), *pay), now).await?;
+            mailer::notify_in(connection, templates::wipe_notice(resource, key, *days, Time(*not_before), *pay), now)
+                .await?;
         }
         Action::End { id, unpaid } => {
             let reason = if *unpaid { SuspendReason::Billing.as_str() } else { "user" };
-            repository::request_operation_in(connection, AttemptId::new(), *id, Operation::Terminate, reason, now, &cause).await?;
+            repository::request_operation_in(
+                connection,
+                AttemptId::new(),
+                *id,
+                Operation::Terminate,
+                reason,
+                now,
+                &cause,
+            )
+            .await?;
         }
         Action::Runway { days, stops_at, short_by } => {
             set_runway_in(connection, of.user, Some(*days)).await?;
             let key = format!("runway:{}:{days}:{stops_at}", of.user);
-            mailer::notify_in(connection, templates::runway(of.user, key, *days, Time(*stops_at), *short_by), now).await?;
+            mailer::notify_in(connection, templates::runway(of.user, key, *days, Time(*stops_at), *short_by), now)
+                .await?;
         }
         Action::RunwayRestored => set_runway_in(connection, of.user, None).await?,
         Action::ClockAlarm => {
@@ -538,7 +596,14 @@ pub struct Preview {
 pub async fn preview(app: &App, user: UserId, now: Time, until: Time) -> sqlx::Result<Preview> {
     let mut connection = app.pool.acquire().await?;
     let Some(of) = load_in(&mut connection, &[user]).await?.pop() else {
-        return Ok(Preview { now, until, available_cents: Usd::ZERO, charges: Vec::new(), boxes: Vec::new(), pay_in_cents: Usd::ZERO });
+        return Ok(Preview {
+            now,
+            until,
+            available_cents: Usd::ZERO,
+            charges: Vec::new(),
+            boxes: Vec::new(),
+            pay_in_cents: Usd::ZERO,
+        });
     };
     let forecast = rules::forecast(&of.account, now.0, until.0, &app.policy);
     Ok(Preview {

@@ -184,7 +184,8 @@ pub async fn of_user(app: &App, user: UserId, id: TopupId) -> sqlx::Result<Optio
 /// # Errors
 /// Those of the database.
 pub async fn list_of_user(app: &App, user: UserId) -> sqlx::Result<Vec<TopupView>> {
-    let topups = select_topups!("user_id = $1 order by created_at desc, id desc limit 200", user.0).fetch_all(&app.pool).await?;
+    let topups =
+        select_topups!("user_id = $1 order by created_at desc, id desc limit 200", user.0).fetch_all(&app.pool).await?;
     Ok(topups.into_iter().map(Into::into).collect())
 }
 
@@ -247,10 +248,14 @@ pub async fn request(app: &App, new: NewTopup, cause: &Cause) -> Result<(), Prob
         drop(tx);
         return match of_user(app, new.user_id, new.id).await? {
             Some(_) => Ok(()),
-            None => Err(Problem::conflict(format!("{MAX_OPEN} top-ups are open already; pay one or let it expire first"))),
+            None => {
+                Err(Problem::conflict(format!("{MAX_OPEN} top-ups are open already; pay one or let it expire first")))
+            }
         };
     }
-    let after = Some(json!({ "amount_cents": new.amount, "coin": coin.code, "order_id": new.order_id, "user_id": new.user_id }));
+    let after = Some(
+        json!({ "amount_cents": new.amount, "coin": coin.code, "order_id": new.order_id, "user_id": new.user_id }),
+    );
     let event = Event { subject: Subject::Topup(new.id), action: "topup.requested", before: None, after };
     events::record_in(&mut tx, now, cause, event).await?;
     jobs::enqueue_in(&mut tx, Job::OpenTopup(new.id)).await?;

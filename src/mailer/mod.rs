@@ -157,8 +157,13 @@ impl Mailer for InboxMailer {
         let text = format!("To: {to}\nSubject: {subject}\n\n{}\n", body.expose_secret());
         let (temporary, path) = (self.folder.join(format!(".{id}")), self.folder.join(format!("{id}.txt")));
         let write = async {
-            let mut file =
-                tokio::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary).await?;
+            let mut file = tokio::fs::OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&temporary)
+                .await?;
             file.write_all(text.as_bytes()).await?;
             file.sync_all().await?;
             tokio::fs::rename(&temporary, &path).await

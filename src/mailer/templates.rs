@@ -16,8 +16,23 @@ pub fn date(time: Time) -> String {
     time.0.strftime("%-d %B %Y, %H:%M UTC").to_string()
 }
 
-fn about<'a>(resource: &Resource, kind: &'a str, key: String, facts: Value, subject: String, body: String) -> Notice<'a> {
-    Notice { user_id: resource.user_id, resource_id: Some(resource.id), kind, idempotency_key: key, facts, subject, body }
+fn about<'a>(
+    resource: &Resource,
+    kind: &'a str,
+    key: String,
+    facts: Value,
+    subject: String,
+    body: String,
+) -> Notice<'a> {
+    Notice {
+        user_id: resource.user_id,
+        resource_id: Some(resource.id),
+        kind,
+        idempotency_key: key,
+        facts,
+        subject,
+        body,
+    }
 }
 
 /// The box answers.
@@ -33,7 +48,14 @@ pub fn box_ready(resource: &Resource, paid_until: Time) -> Notice<'static> {
         resource.price_cents,
     );
     let facts = json!({ "paid_until": paid_until, "price_cents": resource.price_cents });
-    about(resource, "box_ready", format!("box_ready:{}", resource.id), facts, format!("{} is ready", resource.label), body)
+    about(
+        resource,
+        "box_ready",
+        format!("box_ready:{}", resource.id),
+        facts,
+        format!("{} is ready", resource.label),
+        body,
+    )
 }
 
 /// The box could not be made.
@@ -44,7 +66,14 @@ pub fn box_failed(resource: &Resource) -> Notice<'static> {
         resource.label, resource.price_cents,
     );
     let facts = json!({ "returned_cents": resource.price_cents });
-    about(resource, "box_failed", format!("box_failed:{}", resource.id), facts, format!("{} could not be made", resource.label), body)
+    about(
+        resource,
+        "box_failed",
+        format!("box_failed:{}", resource.id),
+        facts,
+        format!("{} could not be made", resource.label),
+        body,
+    )
 }
 
 /// The balance will not last.
@@ -107,8 +136,12 @@ pub fn box_suspended(resource: &Resource, reason: SuspendReason, policy: &Policy
         SuspendReason::User => "You asked for it; resume it at any time.\n".to_owned(),
         _ => "Please write to us. A payment does not lift this.\n".to_owned(),
     };
-    let body = format!("Your seedbox \"{}\" is suspended (reason: {reason}). Nothing is charged while it is.\n\n{next}", resource.label);
-    let facts = json!({ "reason": reason, "arrears_cents": resource.arrears_cents, "price_cents": resource.price_cents });
+    let body = format!(
+        "Your seedbox \"{}\" is suspended (reason: {reason}). Nothing is charged while it is.\n\n{next}",
+        resource.label
+    );
+    let facts =
+        json!({ "reason": reason, "arrears_cents": resource.arrears_cents, "price_cents": resource.price_cents });
     let key = format!("box_suspended:{}:{}", resource.id, resource.version);
     about(resource, "box_suspended", key, facts, format!("{} is suspended", resource.label), body)
 }
@@ -131,7 +164,14 @@ pub fn box_resumed(resource: &Resource) -> Notice<'static> {
     let until = resource.paid_until.map_or_else(String::new, |until| format!(" It is paid until {}.", date(until)));
     let body = format!("Your seedbox \"{}\" is active again, with the same login as before.{until}\n", resource.label);
     let key = format!("box_resumed:{}:{}", resource.id, resource.version);
-    about(resource, "box_resumed", key, json!({ "paid_until": resource.paid_until }), format!("{} is active again", resource.label), body)
+    about(
+        resource,
+        "box_resumed",
+        key,
+        json!({ "paid_until": resource.paid_until }),
+        format!("{} is active again", resource.label),
+        body,
+    )
 }
 
 /// A new password.
@@ -150,14 +190,25 @@ pub fn credentials_rotated(resource: &Resource) -> Notice<'static> {
 pub fn box_terminated(resource: &Resource, certificate: &Value) -> Notice<'static> {
     let mut lines = String::new();
     for fact in certificate["facts"].as_array().into_iter().flatten() {
-        lines.push_str(&format!("- {}: {}\n", fact["at"].as_str().unwrap_or_default(), fact["fact"].as_str().unwrap_or_default()));
+        lines.push_str(&format!(
+            "- {}: {}\n",
+            fact["at"].as_str().unwrap_or_default(),
+            fact["fact"].as_str().unwrap_or_default()
+        ));
     }
     let body = format!(
         "Your seedbox \"{}\" has ended and its data is wiped. Your balance is untouched by this.\n\nWipe certificate {}:\n{lines}",
         resource.label, resource.id,
     );
     let key = format!("box_terminated:{}", resource.id);
-    about(resource, "box_terminated", key, certificate.clone(), format!("{} is wiped: certificate", resource.label), body)
+    about(
+        resource,
+        "box_terminated",
+        key,
+        certificate.clone(),
+        format!("{} is wiped: certificate", resource.label),
+        body,
+    )
 }
 
 /// A payment arrived.

@@ -42,7 +42,8 @@ fn escape(text: &str) -> String {
 }
 
 fn page(app: &App, title: &str, body: &str) -> Html<String> {
-    let mark = if app.trial { "<div class=\"mark\" role=\"note\">Trial: sandbox payments, no real money</div>" } else { "" };
+    let mark =
+        if app.trial { "<div class=\"mark\" role=\"note\">Trial: sandbox payments, no real money</div>" } else { "" };
     Html(format!(
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
          <title>{title} - Seedplane</title><style>{STYLE}</style></head><body>{mark}<main><h1>{title}</h1>{body}</main></body></html>"
@@ -83,8 +84,12 @@ async fn open(State(app): State<App>, Path(token): Path<String>) -> Result<Respo
     .fetch_optional(&app.pool)
     .await?;
     let closed = |why: &str| {
-        let body = format!("<p>{}</p><p class=\"soft\">A new password makes a new link: rotate the credentials of the box.</p>", escape(why));
-        (StatusCode::GONE, [(header::CACHE_CONTROL, "no-store")], page(&app, "This link does not open", &body)).into_response()
+        let body = format!(
+            "<p>{}</p><p class=\"soft\">A new password makes a new link: rotate the credentials of the box.</p>",
+            escape(why)
+        );
+        (StatusCode::GONE, [(header::CACHE_CONTROL, "no-store")], page(&app, "This link does not open", &body))
+            .into_response()
     };
     let Some(link) = link else { return Ok(closed("It was used before, has expired, or was never one of ours.")) };
     let resource = match link.resource_id {
@@ -129,10 +134,17 @@ async fn inbox(State(app): State<App>) -> Html<String> {
         let Ok(text) = tokio::fs::read_to_string(path).await else { continue };
         let (head, text) = text.split_once("\n\n").unwrap_or(("", &text));
         let line = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
-        let text: Vec<String> = text.lines().map(|line| {
-            let shown = escape(line);
-            if line.starts_with("http") && !line.contains(' ') { format!("<a href=\"{shown}\">{shown}</a>") } else { shown }
-        }).collect();
+        let text: Vec<String> = text
+            .lines()
+            .map(|line| {
+                let shown = escape(line);
+                if line.starts_with("http") && !line.contains(' ') {
+                    format!("<a href=\"{shown}\">{shown}</a>")
+                } else {
+                    shown
+                }
+            })
+            .collect();
         let _ = write!(
             body,
             "<article><h2>{}</h2><div class=\"soft\">to {}</div><pre>{}</pre></article>",

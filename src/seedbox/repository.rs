@@ -25,7 +25,11 @@ pub async fn resource(executor: impl PgExecutor<'_>, id: ResourceId) -> sqlx::Re
 ///
 /// # Errors
 /// Those of the database.
-pub async fn resource_of(executor: impl PgExecutor<'_>, owner: UserId, id: ResourceId) -> sqlx::Result<Option<Resource>> {
+pub async fn resource_of(
+    executor: impl PgExecutor<'_>,
+    owner: UserId,
+    id: ResourceId,
+) -> sqlx::Result<Option<Resource>> {
     sqlx::query_as!(Resource, "select * from seedbox_resources where id = $1 and user_id = $2", id.0, owner.0)
         .fetch_optional(executor)
         .await
@@ -317,9 +321,13 @@ pub async fn set_hold_in(
     at: Time,
     cause: &Cause,
 ) -> sqlx::Result<()> {
-    sqlx::query!("update seedbox_resources set hold_until = $2, version = version + 1 where id = $1", resource.0, until as _)
-        .execute(&mut *connection)
-        .await?;
+    sqlx::query!(
+        "update seedbox_resources set hold_until = $2, version = version + 1 where id = $1",
+        resource.0,
+        until as _
+    )
+    .execute(&mut *connection)
+    .await?;
     sqlx::query!("update holds set released_at = $2 where resource_id = $1 and released_at is null", resource.0, at)
         .execute(&mut *connection)
         .await?;
@@ -343,7 +351,13 @@ pub async fn set_hold_in(
 ///
 /// # Errors
 /// Those of the database.
-pub async fn alert(executor: impl PgExecutor<'_>, kind: &str, subject: &str, detail: &str, at: Time) -> sqlx::Result<()> {
+pub async fn alert(
+    executor: impl PgExecutor<'_>,
+    kind: &str,
+    subject: &str,
+    detail: &str,
+    at: Time,
+) -> sqlx::Result<()> {
     tracing::warn!(kind, subject, detail, "operator alert");
     sqlx::query!(
         "insert into operator_alerts (id, kind, subject, detail, created_at) values ($1, $2, $3, left($4, 2000), $5)
@@ -445,7 +459,11 @@ pub async fn start_billing_in(
 ///
 /// # Errors
 /// [`TransitionError::Stale`] if somebody else wrote first.
-pub async fn restart_periods_in(connection: &mut PgConnection, resource: &mut Resource, at: Time) -> Result<(), TransitionError> {
+pub async fn restart_periods_in(
+    connection: &mut PgConnection,
+    resource: &mut Resource,
+    at: Time,
+) -> Result<(), TransitionError> {
     resource.version = sqlx::query_scalar!(
         "update seedbox_resources set anchor_at = $3, periods_charged = 0, past_due_since = null, version = version + 1
          where id = $1 and version = $2 returning version",
@@ -465,7 +483,11 @@ pub async fn restart_periods_in(connection: &mut PgConnection, resource: &mut Re
 ///
 /// # Errors
 /// [`TransitionError::Stale`] if somebody else wrote first.
-pub async fn set_arrears_in(connection: &mut PgConnection, resource: &mut Resource, arrears: Usd) -> Result<(), TransitionError> {
+pub async fn set_arrears_in(
+    connection: &mut PgConnection,
+    resource: &mut Resource,
+    arrears: Usd,
+) -> Result<(), TransitionError> {
     resource.version = sqlx::query_scalar!(
         "update seedbox_resources set arrears_cents = $3, version = version + 1
          where id = $1 and version = $2 returning version",
@@ -591,7 +613,12 @@ pub async fn lock_account_in(connection: &mut PgConnection, user: UserId) -> sql
 ///
 /// # Errors
 /// Those of the database.
-pub async fn resolve_alert_in(connection: &mut PgConnection, kind: &str, subject: &str, at: Time) -> sqlx::Result<bool> {
+pub async fn resolve_alert_in(
+    connection: &mut PgConnection,
+    kind: &str,
+    subject: &str,
+    at: Time,
+) -> sqlx::Result<bool> {
     let resolved = sqlx::query!(
         "update operator_alerts set resolved_at = $3 where kind = $1 and subject = $2 and resolved_at is null",
         kind,

@@ -16,9 +16,8 @@ use crate::{
     clock::Time,
     ids::{AttemptId, TopupId, UserId},
     jobs::{self, Job},
-    mailer,
+    mailer, secrets,
     seedbox::{lifecycle::TransitionError, repository},
-    secrets,
 };
 
 pub mod payments;
@@ -245,4 +244,3 @@ pub async fn release_all_jobs(app: &App) -> sqlx::Result<()> {
     .await?;
     Ok(())
 }
-

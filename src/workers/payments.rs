@@ -60,7 +60,8 @@ pub async fn open(app: &App, id: TopupId) -> Result<Next, StepError> {
             let age = app.now().duration_since(topup.created_at.0);
             let hopeless = matches!(error, GatewayError::Refused { .. } | GatewayError::BurnedKey { .. });
             if hopeless || age > jiff::SignedDuration::from_hours(24) {
-                repository::alert(&app.pool, "topup_not_opened", &id.to_string(), &error.to_string(), app.now()).await?;
+                repository::alert(&app.pool, "topup_not_opened", &id.to_string(), &error.to_string(), app.now())
+                    .await?;
                 sqlx::query!("update topup_intents set status = 'failed', version = version + 1 where id = $1 and status = 'created'", id.0)
                     .execute(&app.pool)
                     .await?;
@@ -119,7 +120,9 @@ async fn observe(app: &App, topup: &Topup, payment_id: &str) -> Result<Observati
     match app.gateway.check(payment_id).await {
         Ok(checked) if checked.status.is_paid() || checked.received.is_some() => Ok(checked),
         // It may have been settled by the gateway itself, or the call is limited: its state can be had another way.
-        Ok(_) | Err(GatewayError::RateLimited { .. } | GatewayError::Unknown { .. }) => app.gateway.fetch(payment_id).await,
+        Ok(_) | Err(GatewayError::RateLimited { .. } | GatewayError::Unknown { .. }) => {
+            app.gateway.fetch(payment_id).await
+        }
         Err(error) => Err(error),
     }
 }
@@ -130,7 +133,8 @@ async fn observe(app: &App, topup: &Topup, payment_id: &str) -> Result<Observati
 /// Those of the database.
 pub async fn check(app: &App, id: TopupId) -> Result<Next, StepError> {
     let Some(topup) = topups::by_id(app, id).await? else { return Ok(Next::Done) };
-    let (Some(payment_id), Some(expected), Some(expires_at)) = (topup.payment_id.clone(), topup.expected_crypto, topup.expires_at)
+    let (Some(payment_id), Some(expected), Some(expires_at)) =
+        (topup.payment_id.clone(), topup.expected_crypto, topup.expires_at)
     else {
         return Ok(Next::Done);
     };
@@ -172,13 +176,18 @@ pub async fn check(app: &App, id: TopupId) -> Result<Next, StepError> {
         stable,
     };
     let mut outcome = rules::advance(&known, status, seen.received, now.0, &app.policy);
-    if outcome.credit.is_positive() && outcome.excess == Usd::ZERO && outcome.held == Usd::ZERO && seen.received.is_none() {
+    if outcome.credit.is_positive()
+        && outcome.excess == Usd::ZERO
+        && outcome.held == Usd::ZERO
+        && seen.received.is_none()
+    {
         // More than was asked may have come, by the word of a webhook alone: nothing is booked on that, an operator looks.
         if claimed_above(app, &payment_id, expected).await? {
             outcome.unresolved = Some("excess_claimed");
         }
     }
-    let changed = outcome.status != topup.status || seen.received.is_some_and(|received| Some(received) != topup.received_crypto);
+    let changed =
+        outcome.status != topup.status || seen.received.is_some_and(|received| Some(received) != topup.received_crypto);
     let polls_due = topup.next_poll_at.is_some_and(|at| at <= now);
     if !changed && outcome.unresolved.is_none() && !polls_due && topup.last_error.is_none() {
         return Ok(Next::Done);
@@ -215,7 +224,12 @@ pub async fn check(app: &App, id: TopupId) -> Result<Next, StepError> {
     }
     if outcome.credit.is_positive() {
         let mut tx = app.pool.begin().await?;
-        let notice = templates::topup_credited(topup.user_id, None, format!("topup_credited:{id}"), outcome.credit + outcome.excess);
+        let notice = templates::topup_credited(
+            topup.user_id,
+            None,
+            format!("topup_credited:{id}"),
+            outcome.credit + outcome.excess,
+        );
         mailer::notify_in(&mut tx, notice, now).await?;
         tx.commit().await?;
         metrics::counter!("seedplane_topups_credited_total").increment(1);
@@ -236,9 +250,12 @@ fn next_poll_after(quoted_at: Time, mut polls_done: i32, now: Time) -> (Option<T
 
 /// Whether a verified webhook of this payment claims that more came than was asked.
 async fn claimed_above(app: &App, payment_id: &str, expected: Decimal) -> sqlx::Result<bool> {
-    let raws = sqlx::query_scalar!("select raw from gateway_events where payment_id = $1 order by received_at limit 20", payment_id)
-        .fetch_all(&app.pool)
-        .await?;
+    let raws = sqlx::query_scalar!(
+        "select raw from gateway_events where payment_id = $1 order by received_at limit 20",
+        payment_id
+    )
+    .fetch_all(&app.pool)
+    .await?;
     Ok(raws.iter().any(|raw| {
         serde_json::from_str::<serde_json::Value>(raw).ok().is_some_and(|event| {
             let claimed = match &event["data"]["received_amount"] {
@@ -259,9 +276,12 @@ async fn claimed_above(app: &App, payment_id: &str, expected: Decimal) -> sqlx::
 /// Those of the database.
 pub async fn poll(app: &App) -> Result<(), StepError> {
     let now = app.now();
-    let due = sqlx::query_scalar!("select id from topup_intents where next_poll_at <= $1 order by next_poll_at limit 500", now)
-        .fetch_all(&app.pool)
-        .await?;
+    let due = sqlx::query_scalar!(
+        "select id from topup_intents where next_poll_at <= $1 order by next_poll_at limit 500",
+        now
+    )
+    .fetch_all(&app.pool)
+    .await?;
     let lost = sqlx::query_scalar!(
         "select id from topup_intents where status = 'created' and created_at < $1 order by created_at limit 500",
         Time(now.0 - jiff::SignedDuration::from_mins(1))

@@ -61,7 +61,12 @@ async fn report_stuck(app: &App) -> sqlx::Result<()> {
         let Some(limit) = resource.status.stuck_after() else { continue };
         let since = now.duration_since(resource.status_since.0);
         if since > limit {
-            let detail = format!("{} for {} minutes; it should take at most {}", resource.status, since.as_mins(), limit.as_mins());
+            let detail = format!(
+                "{} for {} minutes; it should take at most {}",
+                resource.status,
+                since.as_mins(),
+                limit.as_mins()
+            );
             repository::alert(&app.pool, "stuck", &resource.id.to_string(), &detail, now).await?;
         }
     }
@@ -114,7 +119,11 @@ async fn report_ledger(app: &App) -> sqlx::Result<()> {
     let check = ledger::check(&app.pool).await?;
     metrics::gauge!("seedplane_ledger_sound").set(if check.is_sound() { 1.0 } else { 0.0 });
     if !check.is_sound() {
-        let detail = format!("the transfers add up to {} cents; {} balances do not agree with them", check.sum_cents, check.mismatches.len());
+        let detail = format!(
+            "the transfers add up to {} cents; {} balances do not agree with them",
+            check.sum_cents,
+            check.mismatches.len()
+        );
         repository::alert(&app.pool, "ledger_unsound", "ledger", &detail, app.now()).await?;
     }
     Ok(())

@@ -9,8 +9,8 @@ use std::time::Duration;
 use jiff::SignedDuration;
 use secrecy::SecretString;
 use seedplane_provisioning::{
-    Credentials, Error as ProviderError, MachineSpec, MachineState, ProvisioningProvider, ResourceRef, SuspendMode, Termination,
-    node,
+    Credentials, Error as ProviderError, MachineSpec, MachineState, ProvisioningProvider, ResourceRef, SuspendMode,
+    Termination, node,
 };
 use serde_json::json;
 use sqlx::PgConnection;
@@ -28,12 +28,12 @@ use crate::{
     mailer::{self, templates},
     money::Usd,
     orders::{self, OrderStatus},
+    secrets::SecretPath,
     seedbox::{
         Operation, Resource, Status, SuspendReason,
         lifecycle::{self, Transition},
         repository::{self, Attempt, Outcome},
     },
-    secrets::SecretPath,
 };
 
 /// After so many refused tries an operation is given up and an operator told.
@@ -141,7 +141,8 @@ impl Step<'_> {
             after: Some(json!({ "operation": self.attempt.operation, "tries": tries, "error": error.to_string() })),
         };
         events::record_in(&mut tx, now, &Cause::system(), event).await?;
-        let detail = format!("{} failed after {tries} tries: {error}. The box is left as it is.", self.attempt.operation);
+        let detail =
+            format!("{} failed after {tries} tries: {error}. The box is left as it is.", self.attempt.operation);
         repository::alert(&mut *tx, "operation_failed", &self.resource.id.to_string(), &detail, now).await?;
         tx.commit().await?;
         Ok(Next::Done)
@@ -220,7 +221,12 @@ impl Step<'_> {
                     let mut tx = self.app.pool.begin().await?;
                     repository::set_resource_ref_in(&mut tx, &mut self.resource, &machine.resource_ref.0).await?;
                     let after = Some(json!({ "resource_ref": machine.resource_ref.0, "try": tries }));
-                    let event = Event { subject: Subject::Resource(self.resource.id), action: "resource.machine_made", before: None, after };
+                    let event = Event {
+                        subject: Subject::Resource(self.resource.id),
+                        action: "resource.machine_made",
+                        before: None,
+                        after,
+                    };
                     events::record_in(&mut tx, self.app.now(), &Cause::system(), event).await?;
                     tx.commit().await?;
                 }
@@ -242,7 +248,11 @@ impl Step<'_> {
             Ok(status) => {
                 let waited = self.app.now().duration_since(self.resource.status_since.0);
                 if status.state == MachineState::Gone || waited > CREATE_DEADLINE {
-                    let why = format!("the machine did not come up in {} minutes (it is {:?})", waited.as_mins(), status.state);
+                    let why = format!(
+                        "the machine did not come up in {} minutes (it is {:?})",
+                        waited.as_mins(),
+                        status.state
+                    );
                     return self.create_failed(&why).await;
                 }
                 // Asked often at first, when a local box is about to answer, and seldom later.
@@ -291,7 +301,16 @@ impl Step<'_> {
         repository::lock_account_in(&mut tx, self.resource.user_id).await?;
         self.fail_in(&mut tx, why).await?;
         repository::finish_attempt_in(&mut tx, self.attempt.id, Outcome::Failed, Some(why), now).await?;
-        repository::request_operation_in(&mut tx, AttemptId::new(), self.resource.id, Operation::Terminate, "failed", now, &Cause::system()).await?;
+        repository::request_operation_in(
+            &mut tx,
+            AttemptId::new(),
+            self.resource.id,
+            Operation::Terminate,
+            "failed",
+            now,
+            &Cause::system(),
+        )
+        .await?;
         repository::alert(&mut *tx, "create_failed", &self.resource.id.to_string(), why, now).await?;
         mailer::notify_in(&mut tx, templates::box_failed(&self.resource), now).await?;
         tx.commit().await?;
@@ -302,7 +321,14 @@ impl Step<'_> {
     async fn fail_in(&mut self, connection: &mut PgConnection, why: &str) -> Result<(), StepError> {
         let now = self.app.now();
         let cause = self.cause();
-        lifecycle::transition_in(connection, &mut self.resource, now, &cause, Transition::to(Status::Failed).because(why)).await?;
+        lifecycle::transition_in(
+            connection,
+            &mut self.resource,
+            now,
+            &cause,
+            Transition::to(Status::Failed).because(why),
+        )
+        .await?;
         if let Some(reserve) = self.order_reserve() {
             ledger::void_in(connection, &reserve, now).await?;
         }
@@ -354,12 +380,21 @@ impl Step<'_> {
         if escalates {
             lifecycle::change_suspend_reason_in(&mut tx, &mut self.resource, reason, now, &cause).await?;
         } else {
-            let transition = Transition { suspend_reason: Some(reason), ..Transition::to(Status::Suspended).because(&self.attempt.reason) };
+            let transition = Transition {
+                suspend_reason: Some(reason),
+                ..Transition::to(Status::Suspended).because(&self.attempt.reason)
+            };
             lifecycle::transition_in(&mut tx, &mut self.resource, now, &cause, transition).await?;
         }
         if reason == SuspendReason::Billing {
             let since = self.resource.past_due_since.unwrap_or(now);
-            let arrears = rules::arrears(&rules_period(&self.resource), self.resource.price_cents, since.0, now.0, &self.app.policy);
+            let arrears = rules::arrears(
+                &rules_period(&self.resource),
+                self.resource.price_cents,
+                since.0,
+                now.0,
+                &self.app.policy,
+            );
             repository::set_arrears_in(&mut tx, &mut self.resource, arrears).await?;
             if arrears.is_positive() {
                 let transfer = Transfer {
@@ -389,7 +424,9 @@ impl Step<'_> {
 
     /// Paid for or held in the meantime: what the provider was already asked is undone before the suspension is dropped.
     async fn call_off_suspension(&self, suspended_already: bool) -> Result<Next, StepError> {
-        if let (Some(resource_ref), true, false) = (&self.resource.resource_ref, self.attempt.tries > 0, suspended_already) {
+        if let (Some(resource_ref), true, false) =
+            (&self.resource.resource_ref, self.attempt.tries > 0, suspended_already)
+        {
             let resource_ref = ResourceRef(resource_ref.clone());
             let running = match self.provider.resume(&resource_ref).await {
                 Ok(()) => self.provider.status(&resource_ref).await,
@@ -429,7 +466,9 @@ impl Step<'_> {
                 let tries = repository::begin_try(&self.app.pool, self.attempt.id, now).await?;
                 match self.provider.resume(&resource_ref).await {
                     Ok(()) if tries < MAX_TRIES => Ok(Next::Again(Duration::from_millis(100))),
-                    Ok(()) => self.after_error(tries, &ProviderError::transient("resumed and still not answering")).await,
+                    Ok(()) => {
+                        self.after_error(tries, &ProviderError::transient("resumed and still not answering")).await
+                    }
                     Err(error) => self.after_error(tries, &error).await,
                 }
             }
@@ -453,7 +492,8 @@ impl Step<'_> {
             let paid_until = Time(rules::due(now.0, 1));
             repository::start_billing_in(&mut tx, &mut self.resource, now, paid_until).await?;
             let key = format!("charge:{}:{n}", self.resource.id);
-            ledger::post_in(&mut tx, &self.resume_reserve(), &key, self.attempt.arrears_cents, (now, paid_until), now).await?;
+            ledger::post_in(&mut tx, &self.resume_reserve(), &key, self.attempt.arrears_cents, (now, paid_until), now)
+                .await?;
         } else if self.resource.paid_until.is_none_or(|until| until <= now) {
             // The period it was suspended in is over and the days since were not served: a new one starts today.
             repository::restart_periods_in(&mut tx, &mut self.resource, now).await?;
@@ -513,7 +553,14 @@ impl Step<'_> {
                 let now = self.app.now();
                 if self.resource.status == Status::Pending {
                     let cause = self.cause();
-                    lifecycle::transition_in(&mut tx, &mut self.resource, now, &cause, Transition::to(Status::Provisioning)).await?;
+                    lifecycle::transition_in(
+                        &mut tx,
+                        &mut self.resource,
+                        now,
+                        &cause,
+                        Transition::to(Status::Provisioning),
+                    )
+                    .await?;
                 }
                 self.fail_in(&mut tx, "cancelled").await?;
                 self.begin_end_in(&mut tx).await?;
@@ -532,7 +579,9 @@ impl Step<'_> {
 
         let tries = repository::begin_try(&self.app.pool, self.attempt.id, self.app.now()).await?;
         let facts = match self.resource_ref().await {
-            Ok(None) => json!([{ "fact": "there is no machine with this box's tag at the provider", "at": self.app.now() }]),
+            Ok(None) => {
+                json!([{ "fact": "there is no machine with this box's tag at the provider", "at": self.app.now() }])
+            }
             Ok(Some(resource_ref)) => match self.provider.terminate(&resource_ref).await {
                 Ok(Termination::Gone(facts)) => json!(facts),
                 Ok(Termination::InProgress { retry_after }) => return Ok(Next::Again(retry_after)),
@@ -548,7 +597,8 @@ impl Step<'_> {
         repository::note_error(&self.app.pool, self.attempt.id, &error.to_string()).await?;
         if tries == MAX_TRIES {
             let detail = format!("the wipe has failed {tries} times and goes on being tried: {error}");
-            repository::alert(&self.app.pool, "wipe_failing", &self.resource.id.to_string(), &detail, self.app.now()).await?;
+            repository::alert(&self.app.pool, "wipe_failing", &self.resource.id.to_string(), &detail, self.app.now())
+                .await?;
         }
         Ok(Next::Again(Self::backoff(tries, error)))
     }
@@ -568,14 +618,28 @@ impl Step<'_> {
         let cause = self.cause();
         let before = self.resource.clone();
         let why = self.attempt.reason.clone();
-        lifecycle::transition_in(connection, &mut self.resource, now, &cause, Transition::to(Status::Terminating).because(&why)).await?;
+        lifecycle::transition_in(
+            connection,
+            &mut self.resource,
+            now,
+            &cause,
+            Transition::to(Status::Terminating).because(&why),
+        )
+        .await?;
         for other in repository::open_attempts(&mut *connection, self.resource.id).await? {
             if other.id != self.attempt.id {
                 if other.operation == Operation::Resume {
                     let reserve = Reserve { key: format!("resume:{}", other.id), ..self.resume_reserve() };
                     ledger::void_in(connection, &reserve, now).await?;
                 }
-                repository::finish_attempt_in(connection, other.id, Outcome::Superseded, Some("the box is being ended"), now).await?;
+                repository::finish_attempt_in(
+                    connection,
+                    other.id,
+                    Outcome::Superseded,
+                    Some("the box is being ended"),
+                    now,
+                )
+                .await?;
             }
         }
         if before.arrears_cents.is_positive() {
@@ -594,7 +658,8 @@ impl Step<'_> {
             ledger::book_in(connection, &[transfer], now).await?;
             repository::set_arrears_in(connection, &mut self.resource, Usd::ZERO).await?;
         }
-        crate::billing::refunds::on_end_in(connection, &before, self.reason_word(), now, &cause, &self.app.policy).await?;
+        crate::billing::refunds::on_end_in(connection, &before, self.reason_word(), now, &cause, &self.app.policy)
+            .await?;
         repository::wake_account_in(connection, self.resource.user_id, now).await?;
         Ok(())
     }
@@ -610,16 +675,18 @@ impl Step<'_> {
         });
         let mut tx = self.app.pool.begin().await?;
         repository::lock_account_in(&mut tx, self.resource.user_id).await?;
-        let transition = Transition { wipe_certificate: Some(certificate.clone()), ..Transition::to(Status::Terminated).because(&self.attempt.reason) };
+        let transition = Transition {
+            wipe_certificate: Some(certificate.clone()),
+            ..Transition::to(Status::Terminated).because(&self.attempt.reason)
+        };
         let cause = self.cause();
         lifecycle::transition_in(&mut tx, &mut self.resource, now, &cause, transition).await?;
         repository::finish_attempt_in(&mut tx, self.attempt.id, Outcome::Done, None, now).await?;
         repository::wake_account_in(&mut tx, self.resource.user_id, now).await?;
         mailer::notify_in(&mut tx, templates::box_terminated(&self.resource, &certificate), now).await?;
         tx.commit().await?;
-        if let Some(secret) = &self.resource.secret_ref {
-            self.app.secrets.destroy_reference(secret).await?;
-        }
+        // Those of operations that were not carried out, too.
+        self.app.secrets.delete_all(&format!("resource/{}", self.resource.id)).await?;
         Ok(Next::Done)
     }
 }

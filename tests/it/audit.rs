@@ -27,7 +27,8 @@ async fn fault(test: &TestApp) -> Option<String> {
 #[tokio::test]
 async fn an_unaltered_log_verifies_and_each_alteration_is_named() {
     let newest = "select id from seedbox_audit_events where resource_id = '{box}' order by seq desc limit 1";
-    let middle = "select id from seedbox_audit_events where resource_id = '{box}' and seq = 2 and subject_kind = 'resource'";
+    let middle =
+        "select id from seedbox_audit_events where resource_id = '{box}' and seq = 2 and subject_kind = 'resource'";
     let chain_of = "subject_id = '{box}'";
     for (what, statement, named) in [
         ("a changed byte", format!("update seedbox_audit_events set reason = reason || '!' where id = ({middle})"), "was changed"),

@@ -41,16 +41,20 @@ async fn a_lapse_is_warned_suspended_paid_and_back() {
     let due: jiff::Timestamp = first["paid_until"].as_str().unwrap().parse().unwrap();
     test.advance(due.duration_since(test.app.clock.now()) + SignedDuration::from_mins(1)).await;
     let resource = test.until(&buyer, &path, |resource| !resource["past_due_since"].is_null()).await;
-    assert_eq!((resource["status"].as_str(), resource["past_due_since"].as_str()), (Some("active"), first["paid_until"].as_str()));
+    assert_eq!(
+        (resource["status"].as_str(), resource["past_due_since"].as_str()),
+        (Some("active"), first["paid_until"].as_str())
+    );
 
     test.advance(DAY * 2).await;
     test.idle().await;
     assert_eq!(test.get(&buyer, &path).await["status"], "active", "grace");
     assert_eq!(test.world.provider.calls(Verb::Suspend), 0);
-    let handed: i64 = sqlx::query_scalar("select count(*) from notices where kind = 'final_warning' and handed_at is not null")
-        .fetch_one(&test.app.pool)
-        .await
-        .unwrap();
+    let handed: i64 =
+        sqlx::query_scalar("select count(*) from notices where kind = 'final_warning' and handed_at is not null")
+            .fetch_one(&test.app.pool)
+            .await
+            .unwrap();
     assert_eq!(handed, 1, "a final warning was handed over a day before");
     test.advance(DAY + SignedDuration::from_mins(5)).await;
     let suspended = test.until(&buyer, &path, |resource| resource["status"] == "suspended").await;
@@ -100,11 +104,12 @@ async fn a_worker_that_was_off_warns_before_it_cuts_and_wipes() {
     test.advance(DAY + SignedDuration::from_mins(5)).await;
     let gone = test.until(&buyer, &path, |resource| resource["status"] == "terminated").await;
     assert!(gone["wipe_certificate"].is_object());
-    let notices: Vec<String> =
-        sqlx::query_scalar("select facts ->> 'days' from notices where kind = 'wipe_notice' and handed_at is not null order by created_at")
-            .fetch_all(&test.app.pool)
-            .await
-            .unwrap();
+    let notices: Vec<String> = sqlx::query_scalar(
+        "select facts ->> 'days' from notices where kind = 'wipe_notice' and handed_at is not null order by created_at",
+    )
+    .fetch_all(&test.app.pool)
+    .await
+    .unwrap();
     assert_eq!(notices, ["7", "3", "1"]);
     test.assert_sound().await;
 }
@@ -117,7 +122,12 @@ async fn boxes_are_charged_whole_by_priority_and_what_cannot_be_is_skipped() {
     for (cents, priority) in [(1500, 2), (1000, 1), (800, 3)] {
         let id = test.active_box(&buyer, cents).await;
         let (status, _) = test
-            .call(Some(&buyer), reqwest::Method::PUT, &format!("/api/seedbox/resources/{id}/priority"), Some(json!({ "priority": priority })))
+            .call(
+                Some(&buyer),
+                reqwest::Method::PUT,
+                &format!("/api/seedbox/resources/{id}/priority"),
+                Some(json!({ "priority": priority })),
+            )
             .await;
         assert!(status.is_success());
         ids.push(id);

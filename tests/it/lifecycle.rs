@@ -51,11 +51,14 @@ async fn a_box_lives_and_every_step_is_written_down() {
     test.until(&buyer, &path, |resource| resource["status"] == "active").await;
 
     test.post(&buyer, &format!("{path}/rotate-credentials"), json!({})).await;
-    test.until(&buyer, &path, |resource| resource["credentials_shown"] == false && resource["operations"] == json!([])).await;
+    test.until(&buyer, &path, |resource| resource["credentials_shown"] == false && resource["operations"] == json!([]))
+        .await;
     let fresh = test.post(&buyer, &format!("{path}/credentials"), json!({})).await;
     assert_ne!(fresh["password"], login["password"]);
 
-    let (unconfirmed, _) = test.call(Some(&buyer), Method::POST, &format!("{path}/terminate"), Some(json!({ "confirm_label": "no" }))).await;
+    let (unconfirmed, _) = test
+        .call(Some(&buyer), Method::POST, &format!("{path}/terminate"), Some(json!({ "confirm_label": "no" })))
+        .await;
     assert_eq!(unconfirmed, StatusCode::UNPROCESSABLE_ENTITY);
     test.post(&buyer, &format!("{path}/terminate"), json!({ "confirm_label": "Small" })).await;
     let ended = test.until(&buyer, &path, |resource| resource["status"] == "terminated").await;
@@ -63,7 +66,8 @@ async fn a_box_lives_and_every_step_is_written_down() {
     test.idle().await;
 
     let events = test.get(&buyer, &format!("{path}/events")).await;
-    let actions: Vec<&str> = events.as_array().unwrap().iter().rev().map(|event| event["action"].as_str().unwrap()).collect();
+    let actions: Vec<&str> =
+        events.as_array().unwrap().iter().rev().map(|event| event["action"].as_str().unwrap()).collect();
     for expected in [
         "resource.pending",
         "resource.provisioning",
@@ -78,7 +82,10 @@ async fn a_box_lives_and_every_step_is_written_down() {
         assert!(actions.contains(&expected), "{expected} is not in {actions:?}");
     }
     let account = test.get(&buyer, "/api/billing/account").await;
-    assert!(account["available_cents"].as_i64().unwrap() > 1300, "ended in its first days: the rest comes back: {account}");
+    assert!(
+        account["available_cents"].as_i64().unwrap() > 1300,
+        "ended in its first days: the rest comes back: {account}"
+    );
     test.assert_sound().await;
 }
 
@@ -91,7 +98,9 @@ async fn what_cannot_be_made_is_refunded_to_the_cent_and_cleaned_up() {
     test.top_up(&buyer, 1700).await;
     let order = test.post(&buyer, "/api/seedbox/orders", json!({ "plan_id": plan })).await;
     let id = order["resource_id"].as_str().unwrap();
-    let gone = test.until(&buyer, &format!("/api/seedbox/resources/{id}"), |resource| resource["status"] == "terminated").await;
+    let gone = test
+        .until(&buyer, &format!("/api/seedbox/resources/{id}"), |resource| resource["status"] == "terminated")
+        .await;
     assert!(gone["wipe_certificate"].is_object());
     test.idle().await;
     let account = test.get(&buyer, "/api/billing/account").await;
@@ -145,7 +154,8 @@ async fn a_stranger_gets_404_everywhere() {
     let id = test.active_box(&buyer, 1500).await;
     let order = test.get(&buyer, "/api/seedbox/orders").await[0]["id"].as_str().unwrap().to_owned();
     let topup = test.get(&buyer, "/api/billing/topups").await[0]["id"].as_str().unwrap().to_owned();
-    let token = test.post(&buyer, "/api/auth/tokens", json!({ "name": "laptop" })).await["id"].as_str().unwrap().to_owned();
+    let token =
+        test.post(&buyer, "/api/auth/tokens", json!({ "name": "laptop" })).await["id"].as_str().unwrap().to_owned();
     let description = test.call(None, Method::GET, "/openapi.json", None).await.1;
     let mut tried = 0;
     for (path, methods) in description["paths"].as_object().unwrap() {
@@ -162,7 +172,9 @@ async fn a_stranger_gets_404_everywhere() {
                 url.replace("{id}", &token)
             };
             let body = match path.rsplit('/').next().unwrap() {
-                "terminate" if path.contains("operator") => json!({ "confirm_label": "Small", "end_reason": "abuse", "reason": "x" }),
+                "terminate" if path.contains("operator") => {
+                    json!({ "confirm_label": "Small", "end_reason": "abuse", "reason": "x" })
+                }
                 "terminate" => json!({ "confirm_label": "Small" }),
                 "priority" => json!({ "priority": 1 }),
                 _ => json!({}),

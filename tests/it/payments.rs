@@ -49,7 +49,8 @@ async fn ten_thousand_deliveries_by_two_copies_are_one_hundred_credits() {
         let (http, chunk) = (http.clone(), chunk.to_vec());
         tasks.spawn(async move {
             for (base, signature, body) in chunk {
-                let request = http.post(format!("{base}/api/webhooks/coinpayportal")).header("x-coinpay-signature", signature);
+                let request =
+                    http.post(format!("{base}/api/webhooks/coinpayportal")).header("x-coinpay-signature", signature);
                 let status = request.body(body).send().await.unwrap().status();
                 assert_eq!(status, StatusCode::OK);
             }
@@ -63,8 +64,14 @@ async fn ten_thousand_deliveries_by_two_copies_are_one_hundred_credits() {
         copies[0].until(buyer, &path, |topup| topup["credited_cents"] == 1500).await;
     }
     copies[0].idle().await;
-    let credits: i64 = sqlx::query_scalar("select count(*) from ledger_transfers where kind = 'topup'").fetch_one(&copies[0].app.pool).await.unwrap();
-    let sum: i64 = sqlx::query_scalar("select sum(amount_cents)::bigint from ledger_transfers").fetch_one(&copies[0].app.pool).await.unwrap();
+    let credits: i64 = sqlx::query_scalar("select count(*) from ledger_transfers where kind = 'topup'")
+        .fetch_one(&copies[0].app.pool)
+        .await
+        .unwrap();
+    let sum: i64 = sqlx::query_scalar("select sum(amount_cents)::bigint from ledger_transfers")
+        .fetch_one(&copies[0].app.pool)
+        .await
+        .unwrap();
     assert_eq!((credits, sum), (100, 150_000));
     copies[0].assert_sound().await;
 }
@@ -86,7 +93,10 @@ async fn short_credits_nothing_and_says_what_is_missing() {
     test.advance(SignedDuration::from_mins(20)).await;
     test.world.sandbox.tick().await;
     let expired = test.until(&buyer, &path, |topup| topup["status"] == "expired").await;
-    assert_eq!((expired["unresolved_reason"].as_str(), expired["credited_cents"].as_i64()), (Some("underpaid"), Some(0)));
+    assert_eq!(
+        (expired["unresolved_reason"].as_str(), expired["credited_cents"].as_i64()),
+        (Some("underpaid"), Some(0))
+    );
     test.assert_sound().await;
 }
 
@@ -99,7 +109,8 @@ async fn over_credits_the_quote_and_the_excess_or_holds_it() {
         let due: rust_decimal::Decimal = topup["amount_to_pay"].as_str().unwrap().parse().unwrap();
         let factor: rust_decimal::Decimal = factor.parse().unwrap();
         test.world.sandbox.pay(payment, PayAmount::Decimal(due * factor)).await.unwrap();
-        let seen = test.until(&buyer, &path, |topup| topup["status"] != "pending" && topup["credited_cents"] != 0).await;
+        let seen =
+            test.until(&buyer, &path, |topup| topup["status"] != "pending" && topup["credited_cents"] != 0).await;
         let (credited, held) = (seen["credited_cents"].as_i64().unwrap(), seen["held_cents"].as_i64().unwrap());
         if excess {
             assert!(credited > 1490 && held == 0, "{seen}");
@@ -152,8 +163,10 @@ async fn what_is_signed_wrongly_is_refused_and_what_is_for_nobody_is_kept() {
         }
         assert_eq!(request.send().await.unwrap().status().as_u16(), expected, "{signature:?}");
     }
-    let kept: Vec<bool> = sqlx::query_scalar("select orphan from gateway_events").fetch_all(&test.app.pool).await.unwrap();
+    let kept: Vec<bool> =
+        sqlx::query_scalar("select orphan from gateway_events").fetch_all(&test.app.pool).await.unwrap();
     assert_eq!(kept, [true], "the refused are not stored, the repeated are one, and it is an orphan");
-    let transfers: i64 = sqlx::query_scalar("select count(*) from ledger_transfers").fetch_one(&test.app.pool).await.unwrap();
+    let transfers: i64 =
+        sqlx::query_scalar("select count(*) from ledger_transfers").fetch_one(&test.app.pool).await.unwrap();
     assert_eq!(transfers, 0);
 }

@@ -63,6 +63,10 @@ async fn real_boxes_on_this_machine() {
     let provider = LocalProvider::new(LocalConfig::new(folder.clone())).unwrap();
     contract::run_all(&provider, &Web).await;
     provider.stop_all().await;
-    let left = std::fs::read_dir(&folder).unwrap().flatten().filter(|entry| !entry.file_name().to_string_lossy().starts_with('.')).count();
+    let left = std::fs::read_dir(&folder)
+        .unwrap()
+        .flatten()
+        .filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'))
+        .count();
     assert_eq!(left, 0, "nothing is left in {}", folder.display());
 }

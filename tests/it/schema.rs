@@ -1,6 +1,9 @@
 //! What the database itself refuses, on stock Postgres and on one laid out like Supabase's.
 
-use seedplane::{runtime, seedbox::{Status, lifecycle::MOVES}};
+use seedplane::{
+    runtime,
+    seedbox::{Status, lifecycle::MOVES},
+};
 use sqlx::{Connection, Executor, PgConnection};
 
 use crate::support::{self, TestApp};
@@ -56,11 +59,18 @@ async fn applies_to_stock_and_supabase_and_anon_reads_nothing() {
         for role in ["anon", "authenticated"] {
             owner.execute(sqlx::AssertSqlSafe(format!("set role {role}"))).await.unwrap();
             for table in &tables {
-                for attempt in [format!("select * from {table} limit 1"), format!("truncate {table} cascade"), format!("delete from {table}")] {
+                for attempt in [
+                    format!("select * from {table} limit 1"),
+                    format!("truncate {table} cascade"),
+                    format!("delete from {table}"),
+                ] {
                     refused(owner.execute(sqlx::AssertSqlSafe(attempt.clone())).await, &format!("{role}: {attempt}"));
                 }
             }
-            refused(owner.execute("select order_pay(null, null, null, now(), 'system', null)").await, "anon paying an order");
+            refused(
+                owner.execute("select order_pay(null, null, null, now(), 'system', null)").await,
+                "anon paying an order",
+            );
             owner.execute("reset role").await.unwrap();
         }
         let open: Vec<String> = sqlx::query_scalar(
@@ -103,8 +113,12 @@ async fn money_and_history_cannot_be_changed_by_anybody() {
     let id = test.active_box(&buyer, 1500).await;
     test.idle().await;
     let owner = test.world.owner().await;
-    for table in ["ledger_transfers", "seedbox_audit_events", "gateway_events", "audit_checkpoints", "audit_checkpoint_heads"] {
-        for statement in [format!("update {table} set id = id"), format!("delete from {table}"), format!("truncate {table} cascade")] {
+    for table in
+        ["ledger_transfers", "seedbox_audit_events", "gateway_events", "audit_checkpoints", "audit_checkpoint_heads"]
+    {
+        for statement in
+            [format!("update {table} set id = id"), format!("delete from {table}"), format!("truncate {table} cascade")]
+        {
             if table == "audit_checkpoint_heads" && statement.starts_with("update") {
                 continue;
             }

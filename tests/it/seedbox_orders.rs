@@ -14,7 +14,8 @@ async fn an_order_cannot_provision_before_a_verified_payment() {
     let order = test.post(&buyer, "/api/seedbox/orders", json!({ "plan_id": plan })).await;
     assert_eq!((order["status"].as_str(), order["missing_cents"].as_i64()), (Some("awaiting_payment"), Some(1500)));
     let path = format!("/api/seedbox/orders/{}", order["id"].as_str().unwrap());
-    let topup = test.post(&buyer, "/api/billing/topups", json!({ "amount_cents": 1500, "order_id": order["id"] })).await;
+    let topup =
+        test.post(&buyer, "/api/billing/topups", json!({ "amount_cents": 1500, "order_id": order["id"] })).await;
     let payment = topup["payment_id"].as_str().unwrap();
 
     // A webhook that says it is paid, signed with the wrong secret and then with the right one: neither is a payment.
@@ -22,9 +23,14 @@ async fn an_order_cannot_provision_before_a_verified_payment() {
         "data": { "payment_id": payment, "status": "confirmed", "received_amount": 1500 }, "business_id": test.world.business_id })
     .to_string();
     let now = test.app.clock.now().as_second();
-    for (secret, expected) in [("whsecret_wrong", StatusCode::UNAUTHORIZED), (test.world.webhook_secret.as_str(), StatusCode::OK)] {
+    for (secret, expected) in
+        [("whsecret_wrong", StatusCode::UNAUTHORIZED), (test.world.webhook_secret.as_str(), StatusCode::OK)]
+    {
         let signature = seedplane_simulators::coinpayportal::sign(secret, now, body.as_bytes());
-        let request = test.http.post(format!("{}/api/webhooks/coinpayportal", test.base)).header("x-coinpay-signature", signature);
+        let request = test
+            .http
+            .post(format!("{}/api/webhooks/coinpayportal", test.base))
+            .header("x-coinpay-signature", signature);
         assert_eq!(request.body(body.clone()).send().await.unwrap().status(), expected);
     }
     test.idle().await;
@@ -48,7 +54,11 @@ async fn the_same_key_orders_once() {
     let plan = test.plan(1500).await;
     test.top_up(&buyer, 5000).await;
     let send = async |body: serde_json::Value| {
-        let request = test.http.post(format!("{}/api/seedbox/orders", test.base)).bearer_auth(&buyer.token).header("idempotency-key", "k1");
+        let request = test
+            .http
+            .post(format!("{}/api/seedbox/orders", test.base))
+            .bearer_auth(&buyer.token)
+            .header("idempotency-key", "k1");
         let response = request.json(&body).send().await.unwrap();
         (response.status(), response.json::<serde_json::Value>().await.unwrap())
     };
@@ -83,7 +93,12 @@ async fn bad_input_is_answered_clearly() {
         ("/api/billing/topups", json!({ "amount_cents": 1500, "coin": "GOLD" }), 422, "bad-input"),
         ("/api/auth/sign-up", json!({ "email": "nobody", "password": "long enough password" }), 422, "bad-input"),
         ("/api/auth/sign-up", json!({ "email": "a@example.org", "password": "short" }), 422, "bad-input"),
-        ("/api/auth/sign-in", json!({ "email": "a@example.org", "password": "long enough password" }), 401, "bad-credentials"),
+        (
+            "/api/auth/sign-in",
+            json!({ "email": "a@example.org", "password": "long enough password" }),
+            401,
+            "bad-credentials",
+        ),
     ] {
         let (answered, problem) = test.call(Some(&buyer), Method::POST, path, Some(body.clone())).await;
         assert_eq!((answered.as_u16(), problem["type"].as_str()), (status, Some(kind)), "{path} {body}: {problem}");

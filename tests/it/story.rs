@@ -48,7 +48,11 @@ async fn the_demo_works_and_leaves_no_secret_behind() {
         let secret = keystore.get(&path).await.unwrap().unwrap();
         secrets.push((path.to_string(), secret.expose_secret().to_owned()));
     }
-    assert!(secrets.iter().any(|(path, _)| path.contains("webhook-secret")), "{:?}", secrets.iter().map(|(path, _)| path).collect::<Vec<_>>());
+    assert!(
+        secrets.iter().any(|(path, _)| path.contains("webhook-secret")),
+        "{:?}",
+        secrets.iter().map(|(path, _)| path).collect::<Vec<_>>()
+    );
     assert!(secrets.iter().any(|(path, _)| path.contains("signing-key")));
 
     let embedded = Embedded::start(EmbeddedOptions { data_dir: data.clone(), binaries: None }).await.unwrap();
@@ -58,12 +62,19 @@ async fn the_demo_works_and_leaves_no_secret_behind() {
     let dump = String::from_utf8_lossy(&dump.stdout).into_owned();
     assert!(dump.contains("seedbox_audit_events"), "the dump is one of our database");
 
-    let mut places = vec![("the database dump".to_owned(), dump), ("what the demo printed".to_owned(), said), ("the log".to_owned(), log)];
+    let mut places = vec![
+        ("the database dump".to_owned(), dump),
+        ("what the demo printed".to_owned(), said),
+        ("the log".to_owned(), log),
+    ];
     let mut files = Vec::new();
     every_file(&data, &mut files);
     for file in files {
         if !file.starts_with(data.join("keystore")) && !file.starts_with(data.join("postgres")) {
-            places.push((file.display().to_string(), String::from_utf8_lossy(&std::fs::read(&file).unwrap()).into_owned()));
+            places.push((
+                file.display().to_string(),
+                String::from_utf8_lossy(&std::fs::read(&file).unwrap()).into_owned(),
+            ));
         }
     }
     for (name, text) in &places {

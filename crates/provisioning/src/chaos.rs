@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use crate::{
-    Capabilities, Credentials, Error, Machine, MachineSpec, MachineStatus, ProvisioningProvider, ResourceRef, Result, SuspendMode,
-    Termination,
+    Capabilities, Credentials, Error, Machine, MachineSpec, MachineStatus, ProvisioningProvider, ResourceRef, Result,
+    SuspendMode, Termination,
 };
 
 /// What happens to a call.

@@ -7,7 +7,8 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use crate::{
-    Credentials, Error, Machine, MachineSpec, MachineState, ProvisioningProvider, ResourceRef, SuspendMode, Termination, node,
+    Credentials, Error, Machine, MachineSpec, MachineState, ProvisioningProvider, ResourceRef, SuspendMode,
+    Termination, node,
 };
 
 /// How a test tries what the owner of a box would.
@@ -94,7 +95,11 @@ impl<P: Probe> Run<'_, P> {
     }
 
     async fn twins(&self, id: Uuid) -> usize {
-        insist("list_owned", || self.provider.list_owned()).await.iter().filter(|machine| machine.resource_id == id).count()
+        insist("list_owned", || self.provider.list_owned())
+            .await
+            .iter()
+            .filter(|machine| machine.resource_id == id)
+            .count()
     }
 
     async fn create_is_idempotent(&self) {
@@ -129,7 +134,10 @@ impl<P: Probe> Run<'_, P> {
             insist("resume", || self.provider.resume(&machine.resource_ref)).await;
             insist("resume", || self.provider.resume(&machine.resource_ref)).await;
             let web_url = self.until(&machine.resource_ref, &MachineState::Running).await;
-            assert!(self.probe.login(&machine, &web_url, &spec.credentials).await.is_some(), "the same login after a return");
+            assert!(
+                self.probe.login(&machine, &web_url, &spec.credentials).await.is_some(),
+                "the same login after a return"
+            );
         }
         self.end(&machine).await;
     }

@@ -11,8 +11,8 @@ use secrecy::ExposeSecret;
 use uuid::Uuid;
 
 use crate::{
-    Capabilities, Credentials, Error, Machine, MachineSpec, MachineState, MachineStatus, ProvisioningProvider, ResourceRef, Result,
-    Size, SuspendMode, Termination, TorrentStance, WipeFact,
+    Capabilities, Credentials, Error, Machine, MachineSpec, MachineState, MachineStatus, ProvisioningProvider,
+    ResourceRef, Result, Size, SuspendMode, Termination, TorrentStance, WipeFact,
 };
 
 /// A verb of the trait, to script what goes wrong with it.

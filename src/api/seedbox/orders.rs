@@ -54,7 +54,8 @@ struct OrderView {
 async fn view(app: &App, order: Order) -> Result<OrderView, Problem> {
     let available = ledger::balances(&app.pool, order.user_id).await?.available();
     let awaiting = order.status == OrderStatus::AwaitingPayment;
-    let missing_cents = if awaiting && order.price_cents > available { order.price_cents - available } else { Usd::ZERO };
+    let missing_cents =
+        if awaiting && order.price_cents > available { order.price_cents - available } else { Usd::ZERO };
     Ok(OrderView { order, missing_cents })
 }
 
@@ -80,7 +81,9 @@ async fn list_orders(State(app): State<App>, customer: Customer) -> Result<Json<
 }
 
 async fn own_order(app: &App, customer: &Customer, id: Uuid) -> Result<Order, Problem> {
-    orders::order_of(&app.pool, customer.principal.user_id, OrderId(id)).await?.ok_or_else(|| Problem::not_found("order"))
+    orders::order_of(&app.pool, customer.principal.user_id, OrderId(id))
+        .await?
+        .ok_or_else(|| Problem::not_found("order"))
 }
 
 /// An order.
@@ -94,7 +97,11 @@ async fn show_order(State(app): State<App>, customer: Customer, Id(id): Id<Uuid>
 /// Call off an order that is not paid.
 #[utoipa::path(post, path = "/api/seedbox/orders/{id}/cancel", tag = "seedboxes", params(("id" = OrderId, Path)),
     responses((status = 200, body = OrderView), (status = 404, body = Problem), (status = 409, body = Problem)))]
-async fn cancel_order(State(app): State<App>, customer: Customer, Id(id): Id<Uuid>) -> Result<Json<OrderView>, Problem> {
+async fn cancel_order(
+    State(app): State<App>,
+    customer: Customer,
+    Id(id): Id<Uuid>,
+) -> Result<Json<OrderView>, Problem> {
     let order = own_order(&app, &customer, id).await?;
     orders::cancel(&app.pool, &order, app.now(), &customer.cause()).await?;
     Ok(Json(view(&app, own_order(&app, &customer, id).await?).await?))

@@ -206,7 +206,8 @@ pub(crate) async fn request(
 ) -> Result<(StatusCode, Json<ResourceView>), Problem> {
     let now = app.now();
     let mut tx = app.pool.begin().await?;
-    let asked = repository::request_operation_in(&mut tx, AttemptId(id), resource.id, operation, reason, now, cause).await?;
+    let asked =
+        repository::request_operation_in(&mut tx, AttemptId(id), resource.id, operation, reason, now, cause).await?;
     if asked {
         let action = format!("resource.{operation}_requested");
         let after = Some(json!({ "reason": reason }));
@@ -255,8 +256,15 @@ async fn resume(
                 resource.arrears_cents + resource.price_cents
             )));
         }
-        Some(reason) => return Err(Problem::conflict(format!("this box is suspended for another reason ({reason}); write to us"))),
-        None => return Err(Problem::conflict(format!("only a suspended box can be resumed; this one is {}", resource.status))),
+        Some(reason) => {
+            return Err(Problem::conflict(format!("this box is suspended for another reason ({reason}); write to us")));
+        }
+        None => {
+            return Err(Problem::conflict(format!(
+                "only a suspended box can be resumed; this one is {}",
+                resource.status
+            )));
+        }
     }
     request(&app, &resource, attempt, Operation::Resume, SuspendReason::User.as_str(), &customer.cause()).await
 }
@@ -272,7 +280,10 @@ async fn rotate_credentials(
 ) -> Result<(StatusCode, Json<ResourceView>), Problem> {
     let resource = own(&app, &customer, id).await?;
     if resource.status != Status::Active {
-        return Err(Problem::conflict(format!("only an active box gets a new password; this one is {}", resource.status)));
+        return Err(Problem::conflict(format!(
+            "only an active box gets a new password; this one is {}",
+            resource.status
+        )));
     }
     request(&app, &resource, attempt, Operation::RotateCredentials, "", &customer.cause()).await
 }
@@ -300,12 +311,17 @@ async fn terminate(
 ) -> Result<(StatusCode, Json<ResourceView>), Problem> {
     let resource = own(&app, &customer, id).await?;
     if body.confirm_label != resource.label {
-        return Err(Problem::bad_input(format!("`confirm_label` is not this box's label, '{}'; nothing was ended", resource.label)));
+        return Err(Problem::bad_input(format!(
+            "`confirm_label` is not this box's label, '{}'; nothing was ended",
+            resource.label
+        )));
     }
     if matches!(resource.status, Status::Terminating | Status::Terminated) {
         return Err(Problem::conflict(format!("this box is {} already", resource.status)));
     }
-    if resource.suspend_reason == Some(SuspendReason::Abuse) || resource.hold_until.is_some_and(|until| until > app.now()) {
+    if resource.suspend_reason == Some(SuspendReason::Abuse)
+        || resource.hold_until.is_some_and(|until| until > app.now())
+    {
         return Err(Problem::conflict("an operator holds this box; write to us"));
     }
     if let Some(ends) = body.at_period_end {
@@ -341,9 +357,16 @@ async fn credentials(
 }
 
 /// Reads the password for its owner and marks it as shown, with an audit event. Used by the API and by the one-time link.
-pub(crate) async fn reveal(app: &App, resource: &Resource, cause: &Cause) -> Result<(String, secrecy::SecretString), Problem> {
+pub(crate) async fn reveal(
+    app: &App,
+    resource: &Resource,
+    cause: &Cause,
+) -> Result<(String, secrecy::SecretString), Problem> {
     if resource.status != Status::Active {
-        return Err(Problem::conflict(format!("a password is shown while the box is active; this one is {}", resource.status)));
+        return Err(Problem::conflict(format!(
+            "a password is shown while the box is active; this one is {}",
+            resource.status
+        )));
     }
     let secret_ref = resource.secret_ref.as_deref().ok_or_else(|| Problem::conflict("this box has no password yet"))?;
     let password = app.secrets.get_reference(secret_ref).await?.ok_or_else(|| {
@@ -354,7 +377,8 @@ pub(crate) async fn reveal(app: &App, resource: &Resource, cause: &Cause) -> Res
         return Err(Problem::conflict("this password was shown already, and is shown once; rotate it for a new one"));
     }
     let after = Some(json!({ "credentials_version": resource.credentials_version }));
-    let event = Event { subject: Subject::Resource(resource.id), action: "resource.credentials_shown", before: None, after };
+    let event =
+        Event { subject: Subject::Resource(resource.id), action: "resource.credentials_shown", before: None, after };
     events::record_in(&mut tx, app.now(), cause, event).await?;
     tx.commit().await?;
     Ok((resource.login_name.clone().unwrap_or_else(|| "seed".to_owned()), password))

@@ -57,7 +57,14 @@ impl EndReason {
 /// we or the upstream are at fault or an operator decides it, nothing after abuse or for non-payment.
 ///
 /// `charged` is what the period cost, less what was refunded of it before.
-pub fn refund_on_end(charged: Usd, period: &Period, activated_at: Timestamp, now: Timestamp, reason: EndReason, policy: &Policy) -> Usd {
+pub fn refund_on_end(
+    charged: Usd,
+    period: &Period,
+    activated_at: Timestamp,
+    now: Timestamp,
+    reason: EndReason,
+    policy: &Policy,
+) -> Usd {
     let gives_back = match reason {
         EndReason::Owner => now.duration_since(activated_at) < policy.refund_window,
         EndReason::Fault | EndReason::Operator => true,
@@ -118,7 +125,11 @@ mod tests {
             ("2027-04-02T10:00:00Z", EndReason::Billing, 0),
             ("2027-05-01T10:00:00Z", EndReason::Fault, 0),
         ] {
-            assert_eq!(refund_on_end(cents(1500), &period, start, at(now), reason, &policy), cents(expected), "{now} {reason:?}");
+            assert_eq!(
+                refund_on_end(cents(1500), &period, start, at(now), reason, &policy),
+                cents(expected),
+                "{now} {reason:?}"
+            );
         }
     }
 

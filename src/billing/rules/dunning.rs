@@ -254,7 +254,13 @@ pub struct Decision {
 }
 
 /// What a box owes for the days of grace it ran unpaid: whole days, at most the grace, pro rata of the unpaid period.
-pub fn arrears(period: &Period, price: Usd, past_due_since: Timestamp, suspended_at: Timestamp, policy: &Policy) -> Usd {
+pub fn arrears(
+    period: &Period,
+    price: Usd,
+    past_due_since: Timestamp,
+    suspended_at: Timestamp,
+    policy: &Policy,
+) -> Usd {
     let grace_days = policy.grace.as_secs() / DAY.as_secs();
     price.prorate(whole_days(past_due_since, suspended_at).min(grace_days), period.days())
 }
@@ -367,13 +373,17 @@ impl Run<'_> {
             .account
             .boxes
             .iter()
-            .filter(|one| matches!(one.status, BoxStatus::SuspendedForBilling { .. }) && !one.resume_asked && !one.end_asked)
+            .filter(|one| {
+                matches!(one.status, BoxStatus::SuspendedForBilling { .. }) && !one.resume_asked && !one.end_asked
+            })
             .cloned()
             .collect();
         suspended.sort_by_key(BoxState::rank);
         for one in suspended {
             let price = one.price_at(self.now, self.policy);
-            if let Some((from_promotional, from_paid)) = split(one.arrears + price, self.account.promotional, self.account.paid) {
+            if let Some((from_promotional, from_paid)) =
+                split(one.arrears + price, self.account.promotional, self.account.paid)
+            {
                 self.act(Action::Resume { id: one.id, arrears: one.arrears, price, from_promotional, from_paid });
             }
         }
@@ -477,7 +487,12 @@ impl Run<'_> {
 }
 
 /// The first month falling due after `now` and before `until` that the balance does not cover, and what is missing then.
-pub fn first_uncovered(account: &Account, now: Timestamp, until: Timestamp, policy: &Policy) -> Option<(Timestamp, Usd)> {
+pub fn first_uncovered(
+    account: &Account,
+    now: Timestamp,
+    until: Timestamp,
+    policy: &Policy,
+) -> Option<(Timestamp, Usd)> {
     let mut dues = Vec::new();
     for one in &account.boxes {
         if one.status != BoxStatus::Active || one.end_asked || one.ends_at_period_end || one.past_due_since.is_some() {

@@ -13,7 +13,8 @@ pub mod preview;
 
 pub use changes::{EndReason, downgrade_is_free, payout_limit, refund_on_end, refundable, upgrade_price};
 pub use dunning::{
-    Account, Action, BoxState, BoxStatus, Decision, Interlocks, NoticeState, PaymentInFlight, PriceChange, apply, arrears, decide,
+    Account, Action, BoxState, BoxStatus, Decision, Interlocks, NoticeState, PaymentInFlight, PriceChange, apply,
+    arrears, decide,
 };
 pub use periods::{Period, due};
 pub use preview::{Forecast, ForecastBox, forecast};

@@ -70,7 +70,13 @@ pub fn excess(expected: Decimal, received: Decimal, quoted_total: Usd, policy: &
 }
 
 /// What follows from the gateway saying that a payment is in `seen`.
-pub fn advance(known: &Known, seen: TopupStatus, received: Option<Decimal>, now: Timestamp, policy: &Policy) -> Outcome {
+pub fn advance(
+    known: &Known,
+    seen: TopupStatus,
+    received: Option<Decimal>,
+    now: Timestamp,
+    policy: &Policy,
+) -> Outcome {
     let received = received.or(known.received);
     let partial = received.is_some_and(|received| received > Decimal::ZERO);
     let seen = if seen == TopupStatus::Pending && partial { TopupStatus::Detected } else { seen };

@@ -36,7 +36,12 @@ pub fn forecast(account: &Account, now: Timestamp, until: Timestamp, policy: &Po
     let mut boxes: Vec<ForecastBox> = account
         .boxes
         .iter()
-        .map(|one| ForecastBox { id: one.id, stops_at: None, wiped_at: None, needs: needed(account, one.id, now, until, policy) })
+        .map(|one| ForecastBox {
+            id: one.id,
+            stops_at: None,
+            wiped_at: None,
+            needs: needed(account, one.id, now, until, policy),
+        })
         .collect();
     let mut at = now;
     // Every step is at a later time; the bound is for rules that would not let time pass.

@@ -50,8 +50,10 @@ fn server() -> &'static Server {
         std::thread::spawn(|| {
             let runtime = tokio::runtime::Runtime::new().unwrap();
             runtime.block_on(async {
-                let embedded = Embedded::start(EmbeddedOptions { data_dir: temporary("postgres"), binaries: None }).await.unwrap();
-                let template = create_database_from_template(embedded.url(), "seedplane_template", "template1").await.unwrap();
+                let embedded =
+                    Embedded::start(EmbeddedOptions { data_dir: temporary("postgres"), binaries: None }).await.unwrap();
+                let template =
+                    create_database_from_template(&embedded.url(), "seedplane_template", "template1").await.unwrap();
                 runtime::migrate(&template).await.unwrap();
                 Server { embedded, template: "seedplane_template".to_owned() }
             })
@@ -68,13 +70,19 @@ pub fn temporary(name: &str) -> PathBuf {
     SWEPT.get_or_init(|| {
         for entry in std::fs::read_dir(&base).into_iter().flatten().flatten() {
             let file_name = entry.file_name();
-            let pid = file_name.to_str().and_then(|name| name.strip_prefix("seedplane-test-")?.split('-').next()?.parse::<u32>().ok());
+            let pid = file_name
+                .to_str()
+                .and_then(|name| name.strip_prefix("seedplane-test-")?.split('-').next()?.parse::<u32>().ok());
             if pid.is_some_and(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists()) {
                 let _ = std::fs::remove_dir_all(entry.path());
             }
         }
     });
-    let folder = base.join(format!("seedplane-test-{}-{name}-{}", std::process::id(), &Uuid::new_v4().simple().to_string()[..8]));
+    let folder = base.join(format!(
+        "seedplane-test-{}-{name}-{}",
+        std::process::id(),
+        &Uuid::new_v4().simple().to_string()[..8]
+    ));
     std::fs::create_dir_all(&folder).unwrap();
     folder
 }
@@ -83,13 +91,13 @@ pub fn temporary(name: &str) -> PathBuf {
 pub async fn database() -> String {
     let server = server();
     let name = format!("t_{}", Uuid::new_v4().simple());
-    create_database_from_template(server.embedded.url(), &name, &server.template).await.unwrap()
+    create_database_from_template(&server.embedded.url(), &name, &server.template).await.unwrap()
 }
 
 /// A database with nothing in it.
 pub async fn empty_database() -> String {
     let name = format!("t_{}", Uuid::new_v4().simple());
-    create_database_from_template(server().embedded.url(), &name, "template0").await.unwrap()
+    create_database_from_template(&server().embedded.url(), &name, "template0").await.unwrap()
 }
 
 /// What the copies of an application under test share.
@@ -128,7 +136,16 @@ impl World {
         let sandbox_address = listener.local_addr().unwrap();
         let routes = sandbox.router();
         tokio::spawn(async move { axum::serve(listener, routes).await });
-        Self { url, clock, provider: MemoryProvider::new(), folder, sandbox, webhook_secret, business_id, sandbox_address }
+        Self {
+            url,
+            clock,
+            provider: MemoryProvider::new(),
+            folder,
+            sandbox,
+            webhook_secret,
+            business_id,
+            sandbox_address,
+        }
     }
 
     /// Starts a copy, with workers or without.
@@ -193,7 +210,13 @@ impl TestApp {
         World::new().await.start(true).await
     }
 
-    pub async fn call(&self, person: Option<&Person>, method: Method, path: &str, body: Option<Value>) -> (StatusCode, Value) {
+    pub async fn call(
+        &self,
+        person: Option<&Person>,
+        method: Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> (StatusCode, Value) {
         let mut request = self.http.request(method, format!("{}{path}", self.base));
         if let Some(person) = person {
             request = request.bearer_auth(&person.token);
@@ -236,7 +259,8 @@ impl TestApp {
         let email = format!("{}@example.org", Uuid::new_v4().simple());
         let password = SecretString::from("a long enough password");
         let now = self.app.now();
-        let id = accounts::sign_up(&self.app.pool, &email, password.clone(), role, now, |_| Cause::system()).await.unwrap();
+        let id =
+            accounts::sign_up(&self.app.pool, &email, password.clone(), role, now, |_| Cause::system()).await.unwrap();
         let (_, token) = accounts::sign_in(&self.app.pool, &email, password, now).await.unwrap();
         Person { id, token: token.expose_secret().to_owned() }
     }
@@ -248,8 +272,15 @@ impl TestApp {
     /// A plan of the provider in memory.
     pub async fn plan(&self, cents: i64) -> PlanId {
         let code = format!("p{}", &Uuid::new_v4().simple().to_string()[..12]);
-        let plan =
-            NewPlan { code: &code, name: "Small", description: "", price: Usd::from_cents(cents), provider: "memory", size: "small", disk_gb: 50 };
+        let plan = NewPlan {
+            code: &code,
+            name: "Small",
+            description: "",
+            price: Usd::from_cents(cents),
+            provider: "memory",
+            size: "small",
+            disk_gb: 50,
+        };
         let mut connection = self.app.pool.acquire().await.unwrap();
         repository::add_plan_version_in(&mut connection, self.app.now(), &plan).await.unwrap()
     }
@@ -283,10 +314,12 @@ impl TestApp {
     pub async fn idle(&self) {
         let started = Instant::now();
         loop {
-            let busy: i64 = sqlx::query_scalar("select count(*) from graphile_worker._private_jobs where attempts < max_attempts and run_at <= now()")
-                .fetch_one(&self.app.pool)
-                .await
-                .unwrap();
+            let busy: i64 = sqlx::query_scalar(
+                "select count(*) from graphile_worker._private_jobs where attempts < max_attempts and run_at <= now()",
+            )
+            .fetch_one(&self.app.pool)
+            .await
+            .unwrap();
             if busy == 0 {
                 return;
             }

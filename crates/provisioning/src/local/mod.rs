@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    Capabilities, Credentials, Error, Machine, MachineSpec, MachineState, MachineStatus, ProvisioningProvider, ResourceRef, Result,
-    Size, SuspendMode, Termination, TorrentStance, node::qbittorrent,
+    Capabilities, Credentials, Error, Machine, MachineSpec, MachineState, MachineStatus, ProvisioningProvider,
+    ResourceRef, Result, Size, SuspendMode, Termination, TorrentStance, node::qbittorrent,
 };
 
 mod process;
@@ -94,7 +94,8 @@ impl LocalProvider {
     pub fn new(config: LocalConfig) -> Result<Self> {
         let locks = config.directory.join(".locks");
         std::fs::create_dir_all(&locks).map_err(|error| io("cannot make the folder", &locks, &error))?;
-        let directory = config.directory.canonicalize().map_err(|error| io("cannot find", &config.directory, &error))?;
+        let directory =
+            config.directory.canonicalize().map_err(|error| io("cannot find", &config.directory, &error))?;
         let root = process::is_root();
         let inner = Inner { config: LocalConfig { directory, ..config }, spawner: process::Spawner::start(), root };
         Ok(Self { inner: Arc::new(inner) })
@@ -108,7 +109,8 @@ impl LocalProvider {
         match process::find("qbittorrent-nox") {
             Some(_) => Ok(()),
             None => Err(Error::Refused {
-                why: "qbittorrent-nox is not on this machine; install it with `apt-get install qbittorrent-nox`".to_owned(),
+                why: "qbittorrent-nox is not on this machine; install it with `apt-get install qbittorrent-nox`"
+                    .to_owned(),
             }),
         }
     }
@@ -162,7 +164,11 @@ impl LocalProvider {
                 })
                 .await;
             // A box that cannot be started is not hammered.
-            pause = if matches!(ok, Ok(true)) { Duration::from_millis(500) } else { (pause * 2).min(Duration::from_secs(30)) };
+            pause = if matches!(ok, Ok(true)) {
+                Duration::from_millis(500)
+            } else {
+                (pause * 2).min(Duration::from_secs(30))
+            };
         }
     }
 
@@ -245,7 +251,14 @@ impl Inner {
         let (Some(web_port), Some(torrent_port)) = (free.next(), free.next()) else {
             return Err(Error::NoCapacity("no port is free on this machine".to_owned()));
         };
-        Ok(BoxFile { resource_id: id, desired: Desired::Running, uid, web_port, torrent_port, changed_at: Timestamp::now() })
+        Ok(BoxFile {
+            resource_id: id,
+            desired: Desired::Running,
+            uid,
+            web_port,
+            torrent_port,
+            changed_at: Timestamp::now(),
+        })
     }
 
     fn config_path(&self, id: Uuid) -> PathBuf {
@@ -271,7 +284,8 @@ impl Inner {
             for part in ["profile/qBittorrent/config", "data"] {
                 std::fs::create_dir_all(folder.join(part))?;
             }
-            let data = if process::sandboxed() { "/data".to_owned() } else { folder.join("data").display().to_string() };
+            let data =
+                if process::sandboxed() { "/data".to_owned() } else { folder.join("data").display().to_string() };
             let configuration = qbittorrent::Configuration {
                 data: &data,
                 address: "127.0.0.1",
@@ -323,7 +337,11 @@ impl Inner {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        Err(Error::transient(format!("the box {} does not answer {} s after its start", file.resource_id, READY_WITHIN.as_secs())))
+        Err(Error::transient(format!(
+            "the box {} does not answer {} s after its start",
+            file.resource_id,
+            READY_WITHIN.as_secs()
+        )))
     }
 
     fn status(&self, id: Uuid) -> Result<MachineStatus> {

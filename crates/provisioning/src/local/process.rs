@@ -34,7 +34,10 @@ pub(super) fn is_root() -> bool {
 /// A program on this machine.
 pub(super) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into());
-    std::env::split_paths(&path).chain([PathBuf::from("/usr/bin")]).map(|folder| folder.join(program)).find(|path| path.is_file())
+    std::env::split_paths(&path)
+        .chain([PathBuf::from("/usr/bin")])
+        .map(|folder| folder.join(program))
+        .find(|path| path.is_file())
 }
 
 /// Whether boxes run in a sandbox here.
@@ -43,7 +46,9 @@ pub(super) fn sandboxed() -> bool {
     *FOUND.get_or_init(|| {
         let found = find("bwrap").is_some();
         if !found {
-            tracing::warn!("bubblewrap is not on this machine: boxes run without a sandbox; `apt-get install bubblewrap`");
+            tracing::warn!(
+                "bubblewrap is not on this machine: boxes run without a sandbox; `apt-get install bubblewrap`"
+            );
         }
         found
     })
@@ -203,7 +208,10 @@ pub(super) fn answers(port: u16) -> bool {
     let ask = || -> io::Result<bool> {
         let mut stream = TcpStream::connect_timeout(&super::address(port), Duration::from_millis(300))?;
         stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-        stream.write_all(format!("GET /api/v2/app/version HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n").as_bytes())?;
+        stream.write_all(
+            format!("GET /api/v2/app/version HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n")
+                .as_bytes(),
+        )?;
         let mut head = [0; 12];
         stream.read_exact(&mut head)?;
         Ok(&head == b"HTTP/1.1 403")
@@ -264,24 +272,44 @@ fn spawn(folder: &Path, uid: Option<u32>) -> io::Result<Child> {
         if uid.is_none() {
             command.arg("--unshare-user");
         }
-        command.args(["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--die-with-parent", "--new-session", "--clearenv"]);
+        command.args([
+            "--unshare-pid",
+            "--unshare-ipc",
+            "--unshare-uts",
+            "--die-with-parent",
+            "--new-session",
+            "--clearenv",
+        ]);
         command.args(["--ro-bind", "/usr", "/usr", "--symlink", "usr/lib", "/lib", "--symlink", "usr/lib64", "/lib64"]);
         command.args(["--symlink", "usr/bin", "/bin", "--ro-bind-try", "/etc/ssl", "/etc/ssl"]);
-        command.args(["--ro-bind-try", "/etc/resolv.conf", "/etc/resolv.conf", "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]);
+        command.args([
+            "--ro-bind-try",
+            "/etc/resolv.conf",
+            "/etc/resolv.conf",
+            "--ro-bind-try",
+            "/etc/ld.so.cache",
+            "/etc/ld.so.cache",
+        ]);
         command.arg("--bind").arg(&profile).arg("/profile").arg("--bind").arg(&data).arg("/data");
-        command.args(["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--chdir", "/data"]);
+        command.args(["--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--tmpfs", "/tmp", "--chdir", "/tmp"]);
         command.args(["--setenv", "HOME", "/profile", "--setenv", "PATH", "/usr/bin", "--setenv", "LANG", "C.UTF-8"]);
         if let Some(uid) = uid {
             command.args(["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--"]);
             command.args(["/usr/bin/setpriv", &format!("--reuid={uid}"), &format!("--regid={uid}")]);
-            command.args(["--clear-groups", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]);
+            command.args(["--clear-groups", "--no-new-privs", "--inh-caps=-all"]);
         }
         command.arg(&client).arg("--profile=/profile");
     } else {
         command = Command::new(&client);
         let mut argument = std::ffi::OsString::from("--profile=");
         argument.push(&profile);
-        command.arg(argument).env_clear().env("HOME", &profile).env("PATH", "/usr/bin:/bin").env("LANG", "C.UTF-8").current_dir(&data);
+        command
+            .arg(argument)
+            .env_clear()
+            .env("HOME", &profile)
+            .env("PATH", "/usr/bin:/bin")
+            .env("LANG", "C.UTF-8")
+            .current_dir(&data);
         if let Some(uid) = uid {
             command.uid(uid).gid(uid);
         }
@@ -299,6 +327,12 @@ fn spawn(folder: &Path, uid: Option<u32>) -> io::Result<Child> {
 fn end_with_parent(command: &mut Command) {
     // SAFETY: prctl is async-signal-safe and touches no memory of ours.
     unsafe {
-        command.pre_exec(|| if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) == 0 { Ok(()) } else { Err(io::Error::last_os_error()) });
+        command.pre_exec(|| {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) == 0 {
+                Ok(())
+            } else {
+                Err(io::Error::last_os_error())
+            }
+        });
     }
 }

@@ -33,7 +33,9 @@ pub(super) fn wipe(folder: &Path, known: Option<(Option<u32>, u16, u16)>) -> io:
             process::set_mode(&part, 0o700)?;
             overwrite(&part, &mut files, &mut bytes)?;
         }
-        facts.push(fact(format!("{files} files with {bytes} bytes were overwritten with zeroes, flushed to disk and removed")));
+        facts.push(fact(format!(
+            "{files} files with {bytes} bytes were overwritten with zeroes, flushed to disk and removed"
+        )));
         fs::remove_dir_all(folder)?;
         fs::File::open(folder.parent().unwrap_or(folder))?.sync_all()?;
         facts.push(fact("the box's folder was removed"));
@@ -42,7 +44,9 @@ pub(super) fn wipe(folder: &Path, known: Option<(Option<u32>, u16, u16)>) -> io:
         if let Some(left) = what_is_left(folder, known) {
             return Err(io::Error::other(left));
         }
-        facts.push(fact(format!("{time} look: no folder, no process of the box's user, nothing listening on its ports")));
+        facts.push(fact(format!(
+            "{time} look: no folder, no process of the box's user, nothing listening on its ports"
+        )));
         thread::sleep(Duration::from_millis(250));
     }
     Ok(facts)

@@ -139,8 +139,13 @@ impl Session {
         let status = response.status();
         let body = response.text().await.map_err(unreachable)?;
         match cookie {
-            Some(cookie) if status.is_success() && body.trim() != "Fails." => Ok(Self { http, base, cookie: SecretString::from(cookie) }),
-            _ if body.trim() == "Fails." || status == reqwest::StatusCode::FORBIDDEN || status == reqwest::StatusCode::UNAUTHORIZED => {
+            Some(cookie) if status.is_success() && body.trim() != "Fails." => {
+                Ok(Self { http, base, cookie: SecretString::from(cookie) })
+            }
+            _ if body.trim() == "Fails."
+                || status == reqwest::StatusCode::FORBIDDEN
+                || status == reqwest::StatusCode::UNAUTHORIZED =>
+            {
                 Err(ApiError::BadLogin)
             }
             _ => Err(ApiError::Unexpected(status.to_string())),
@@ -173,7 +178,9 @@ impl Session {
         let boundary = format!("seedplane-{:032x}", rand::random::<u128>());
         let mut body = Vec::new();
         if let Some(path) = save_path {
-            body.extend(format!("--{boundary}\r\nContent-Disposition: form-data; name=\"savepath\"\r\n\r\n{path}\r\n").bytes());
+            body.extend(
+                format!("--{boundary}\r\nContent-Disposition: form-data; name=\"savepath\"\r\n\r\n{path}\r\n").bytes(),
+            );
         }
         body.extend(
             format!(
@@ -219,14 +226,22 @@ mod tests {
 
     #[test]
     fn the_configuration_holds_a_hash_and_never_the_password() {
-        let configuration =
-            Configuration { data: "/data", address: "127.0.0.1", web_port: 20_000, torrent_port: 20_001, discovery: false };
+        let configuration = Configuration {
+            data: "/data",
+            address: "127.0.0.1",
+            web_port: 20_000,
+            torrent_port: 20_001,
+            discovery: false,
+        };
         let text = render(&configuration, &credentials("correct horse battery"));
         assert!(!text.contains("correct horse"));
         assert!(text.contains("WebUI\\Password_PBKDF2=\"@ByteArray("));
         let changed = with_login(&(text.clone() + "WebUI\\Locale=de\n"), &credentials("another"));
         assert_eq!(changed.matches(PASSWORD).count(), 1);
         assert!(changed.contains("WebUI\\Locale=de"), "the owner's own settings stay");
-        assert_ne!(text.lines().find(|line| line.starts_with(PASSWORD)), changed.lines().find(|line| line.starts_with(PASSWORD)));
+        assert_ne!(
+            text.lines().find(|line| line.starts_with(PASSWORD)),
+            changed.lines().find(|line| line.starts_with(PASSWORD))
+        );
     }
 }
