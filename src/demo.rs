@@ -259,6 +259,9 @@ impl Story {
         let password = hex::encode(rand::random::<[u8; 12]>());
         let session = self.post("/api/auth/sign-up", json!({ "email": email, "password": password })).await?;
         self.token = session["token"].as_str().map(str::to_owned);
+        // A session ends after two weeks, and the story goes on for months: an API token does not.
+        let token = self.post("/api/auth/tokens", json!({ "name": "demo" })).await?;
+        self.token = token["token"].as_str().map(str::to_owned);
         let plans = self.get("/api/seedbox/plans").await?;
         self.done("Signed up", &format!("{email}; {} plans on sale", plans.as_array().map_or(0, Vec::len)));
 

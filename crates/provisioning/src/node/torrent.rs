@@ -41,7 +41,7 @@ pub fn make_torrent(name: &str, content: &[u8], announce: &str) -> Vec<u8> {
     .concat()
 }
 
-type Swarm = BTreeMap<String, BTreeSet<(Ipv4Addr, u16)>>;
+type Swarm = BTreeMap<Vec<u8>, BTreeSet<(Ipv4Addr, u16)>>;
 
 /// An HTTP tracker on the loopback interface that tells everybody of everybody, until it is dropped.
 #[derive(Debug)]
@@ -86,13 +86,26 @@ impl Drop for Tracker {
     }
 }
 
+/// Clients differ in which bytes of a hash they escape.
+fn percent_decode(text: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        let escaped = (*first == b'%').then(|| tail.get(..2)).flatten();
+        let value = escaped.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
+        bytes.push(value.unwrap_or(*first));
+        rest = if value.is_some() { &tail[2..] } else { tail };
+    }
+    bytes
+}
+
 fn answer(request: &str, swarms: &Mutex<Swarm>) -> Vec<u8> {
     let query = request.split(' ').nth(1).and_then(|path| path.split_once('?')).map_or("", |(_, query)| query);
     let field = |name: &str| query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
     let mut peers = Vec::new();
     if let (Some(hash), Some(Ok(port))) = (field("info_hash"), field("port").map(str::parse::<u16>)) {
         let mut swarms = swarms.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let swarm = swarms.entry(hash.to_lowercase()).or_default();
+        let swarm = swarms.entry(percent_decode(hash)).or_default();
         swarm.insert((Ipv4Addr::LOCALHOST, port));
         for (address, other) in swarm.iter().filter(|(_, other)| *other != port) {
             peers.extend(address.octets());
@@ -100,4 +113,28 @@ fn answer(request: &str, swarms: &Mutex<Swarm>) -> Vec<u8> {
         }
     }
     [b"d8:intervali2e5:peers".to_vec(), text(&peers), b"e".to_vec()].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hash_is_the_same_however_it_is_escaped() {
+        assert_eq!(percent_decode("%41b%7Ec"), b"Ab~c");
+        assert_eq!(percent_decode("Ab~c"), b"Ab~c");
+        assert_eq!(percent_decode("%4"), b"%4");
+    }
+
+    #[test]
+    fn a_torrent_is_bencoded() {
+        let torrent = make_torrent("a", b"hello", "http://t/announce");
+        let text = String::from_utf8_lossy(&torrent);
+        assert!(
+            text.starts_with(
+                "d8:announce17:http://t/announce4:infod6:lengthi5e4:name1:a12:piece lengthi65536e6:pieces20:"
+            ),
+            "{text}"
+        );
+    }
 }
