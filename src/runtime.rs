@@ -336,6 +336,7 @@ async fn start_sandbox(
     )?;
     let gateway = CoinPayPortal::new(gateway::Settings {
         pay_page_base: Some(format!("{}/sandbox", settings.public_url)),
+        coins: sandbox::default_coins().into_iter().map(|coin| coin.code.to_string()).collect(),
         ..gateway::Settings::new(format!("{here}/sandbox/api"), api_key, business_id, webhook_secret)
     })?;
     Ok((gateway, sandbox))

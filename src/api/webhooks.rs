@@ -24,11 +24,22 @@ async fn coinpayportal(State(app): State<App>, headers: HeaderMap, raw: Bytes) -
     let signature = headers.get("x-coinpay-signature").and_then(|value| value.to_str().ok());
     // Signatures are stamped by the gateway's own clock, so they are held against the system's and not against the
     // trial's, unless the sandbox, which shares our clock, stamped them.
-    let event = app.gateway.verify_webhook(signature, &raw, app.clock.now()).map_err(|error| {
-        metrics::counter!("seedplane_webhooks_refused_total").increment(1);
-        tracing::warn!(%error, "a webhook was refused");
-        Problem::new(StatusCode::UNAUTHORIZED, "bad-signature", "the signature does not fit; nothing was stored")
-    })?;
+    let event = match app.gateway.verify_webhook(signature, &raw, app.clock.now()) {
+        Ok(event) => event,
+        Err(error) => {
+            metrics::counter!("seedplane_webhooks_refused_total").increment(1);
+            tracing::warn!(%error, "a webhook was refused");
+            // Signed by the gateway and not for us: sending it again would not change that.
+            return match error.is_authentic() {
+                true => Ok(StatusCode::OK),
+                false => Err(Problem::new(
+                    StatusCode::UNAUTHORIZED,
+                    "bad-signature",
+                    "the signature does not fit; nothing was stored",
+                )),
+            };
+        }
+    };
     let Ok(text) = std::str::from_utf8(&raw) else {
         return Err(Problem::bad_input("the body is not UTF-8; nothing was stored"));
     };
@@ -47,7 +58,7 @@ async fn coinpayportal(State(app): State<App>, headers: HeaderMap, raw: Bytes) -
                as "known!""#,
         Uuid::now_v7(),
         app.gateway.name(),
-        event.payment_id,
+        event.payment_id.unwrap_or_default(),
         event.kind,
         text,
         &hash,

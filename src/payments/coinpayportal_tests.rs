@@ -1,7 +1,7 @@
 //! The client on its own: signatures, answers, settings. How it gets on with the service is in `tests/it/payments_gateway.rs`.
 
+use super::super::PaymentStatus;
 use super::*;
-use crate::payments::PaymentStatus;
 
 const SECRET: &str = "whsecret_0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 const BUSINESS: &str = "b198c6dc-4c3b-4a54-994c-a750c1a580cd";

@@ -1,134 +1,17 @@
 //! The CoinPayPortal client against the stand-in, over real HTTP, through every bad day the stand-in can have.
 
-use std::{
-    collections::VecDeque,
-    path::PathBuf,
-    sync::{Arc, Mutex, atomic::AtomicI64, atomic::Ordering},
-    time::Duration,
-};
+mod shop;
 
-use axum::{Router, body::Bytes, extract::State, http::HeaderMap, http::StatusCode, routing::post};
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use axum::Router;
 use jiff::{SignedDuration, Timestamp};
 use rust_decimal::Decimal;
-use seedplane::payments::{
-    CreatePayment, Error, PaymentGateway, PaymentStatus, Quote, WebhookError, WebhookEvent, coinpayportal,
-};
+use seedplane::payments::{CreatePayment, Error, PaymentGateway, PaymentStatus, Quote, WebhookError, coinpayportal};
 use seedplane_simulators::coinpayportal::{self as sandbox, Coin, Config, Fault, Outcome, PayAmount, Status};
 use uuid::Uuid;
 
-const API_KEY: &str = "cp_live_00112233445566778899aabbccddeeff";
-const SECRET: &str = "whsecret_aa";
-
-#[derive(Clone, Default)]
-struct Inbox {
-    /// Signature header, body and time of arrival.
-    letters: Arc<Mutex<Vec<(String, String, Timestamp)>>>,
-    /// What to answer next; 200 once it is empty.
-    answers: Arc<Mutex<VecDeque<u16>>>,
-    seconds: Arc<AtomicI64>,
-}
-
-impl Inbox {
-    fn now(&self) -> Timestamp {
-        Timestamp::from_second(self.seconds.load(Ordering::SeqCst)).unwrap()
-    }
-}
-
-async fn receive(State(inbox): State<Inbox>, headers: HeaderMap, body: Bytes) -> StatusCode {
-    let signature = headers.get("x-coinpay-signature").map_or("", |value| value.to_str().unwrap()).to_owned();
-    let body = String::from_utf8(body.to_vec()).unwrap();
-    inbox.letters.lock().unwrap().push((signature, body, inbox.now()));
-    let answer = inbox.answers.lock().unwrap().pop_front().unwrap_or(200);
-    StatusCode::from_u16(answer).unwrap()
-}
-
-/// A shop: our client, the stand-in behind a prefix, an inbox for webhooks, and a clock moved by hand.
-struct Shop {
-    gateway: coinpayportal::CoinPayPortal,
-    sandbox: sandbox::CoinPayPortal,
-    inbox: Inbox,
-    base: String,
-}
-
-impl Shop {
-    async fn open() -> Self {
-        Self::open_with(|_| {}).await
-    }
-
-    async fn open_with(change: impl FnOnce(&mut Config)) -> Self {
-        let inbox = Inbox::default();
-        inbox.seconds.store(1_780_000_000, Ordering::SeqCst);
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let base = format!("http://{}", listener.local_addr().unwrap());
-        let business_id = Uuid::new_v4();
-        let mut config = Config::new(API_KEY, business_id, SECRET);
-        config.webhook_url = Some(format!("{base}/webhook"));
-        config.retry_pause = Duration::from_millis(1);
-        change(&mut config);
-        let clock = inbox.clone();
-        let sandbox = sandbox::CoinPayPortal::new(config, Arc::new(move || clock.now())).unwrap();
-        let router =
-            Router::new().route("/webhook", post(receive)).with_state(inbox.clone()).nest("/sandbox", sandbox.router());
-        tokio::spawn(async move { axum::serve(listener, router).await });
-        let settings =
-            coinpayportal::Settings::new(format!("{base}/sandbox/api"), API_KEY.into(), business_id, SECRET.into());
-        let gateway = coinpayportal::CoinPayPortal::new(settings).unwrap();
-        Self { gateway, sandbox, inbox, base }
-    }
-
-    fn wait(&self, duration: SignedDuration) {
-        self.inbox.seconds.fetch_add(duration.as_secs(), Ordering::SeqCst);
-    }
-
-    async fn quote(&self) -> Quote {
-        self.gateway.create(&request("USDC_POL", 2500)).await.unwrap()
-    }
-
-    async fn pay(&self, quote: &Quote, amount: PayAmount) {
-        self.sandbox.pay(id(quote), amount).await.unwrap();
-    }
-
-    async fn status(&self, quote: &Quote) -> PaymentStatus {
-        self.gateway.fetch(&quote.payment_id).await.unwrap().status
-    }
-
-    /// Everything that arrived since the last look, verified at its time of arrival.
-    fn verified(&self) -> Vec<Result<WebhookEvent, WebhookError>> {
-        let letters = std::mem::take(&mut *self.inbox.letters.lock().unwrap());
-        let verify = |(signature, body, at): (String, String, Timestamp)| {
-            self.gateway.verify_webhook(Some(&signature), body.as_bytes(), at)
-        };
-        letters.into_iter().map(verify).collect()
-    }
-
-    fn events(&self) -> Vec<WebhookEvent> {
-        self.verified().into_iter().map(Result::unwrap).collect()
-    }
-
-    fn kinds(&self) -> Vec<String> {
-        self.events().into_iter().map(|event| event.kind).collect()
-    }
-}
-
-fn id(quote: &Quote) -> Uuid {
-    quote.payment_id.parse().unwrap()
-}
-
-fn request(coin: &str, amount_cents: i64) -> CreatePayment {
-    let reference = Uuid::now_v7();
-    CreatePayment {
-        idempotency_key: format!("topup:{reference}"),
-        amount_cents,
-        coin: coin.to_owned(),
-        description: "Top-up <b>&amp;".to_owned(),
-        reference,
-        return_url: None,
-    }
-}
-
-fn decimal(text: &str) -> Decimal {
-    text.parse().unwrap()
-}
+use shop::{API_KEY, SECRET, Shop, decimal, id, request};
 
 #[tokio::test]
 async fn a_quote_has_what_was_asked_for() {
