@@ -282,6 +282,7 @@ create table mail_outbox (
     last_error text
 );
 create index mail_outbox_waiting on mail_outbox (next_try_at) where handed_at is null;
+create index on mail_outbox (handed_at);
 create index on mail_outbox (user_id, created_at desc);
 
 -- One-time links in mails: the token's hash, what it opens, until when.

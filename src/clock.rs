@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicI64, Ordering},
     },
+    time::Instant,
 };
 
 use jiff::{SignedDuration, Timestamp};
@@ -49,6 +50,35 @@ impl Clock {
     pub fn set_offset(&self, offset: SignedDuration) {
         let micros = i64::try_from(offset.as_micros()).unwrap_or(i64::MAX);
         self.offset_microseconds.store(micros, Ordering::Release);
+    }
+}
+
+/// Notices when the system's clock jumps: when it moves by another amount than the time that really passed.
+#[derive(Debug, Clone, Copy)]
+pub struct JumpWatch {
+    steady: Instant,
+    wall: Timestamp,
+}
+
+impl JumpWatch {
+    /// A difference up to this is what a correction of the clock or a busy machine makes.
+    pub const TOLERANCE: SignedDuration = SignedDuration::from_mins(5);
+
+    /// Watches from now on.
+    pub fn start() -> Self {
+        Self { steady: Instant::now(), wall: Timestamp::now() }
+    }
+
+    /// By how much the clock jumped since the last look, forward or back; `None` if it did not.
+    pub fn look(&mut self) -> Option<SignedDuration> {
+        self.compare(Self::start())
+    }
+
+    fn compare(&mut self, now: Self) -> Option<SignedDuration> {
+        let passed = SignedDuration::try_from(now.steady.duration_since(self.steady)).unwrap_or(SignedDuration::MAX);
+        let jump = now.wall.duration_since(self.wall) - passed;
+        *self = now;
+        (jump.abs() > Self::TOLERANCE).then_some(jump)
     }
 }
 
@@ -124,3 +154,31 @@ impl PartialSchema for Time {
 }
 
 impl ToSchema for Time {}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_jump_is_told_from_time_that_passed() {
+        let start = JumpWatch::start();
+        let later = |steady_seconds: u64, wall_seconds: i64| JumpWatch {
+            steady: start.steady + Duration::from_secs(steady_seconds),
+            wall: start.wall + SignedDuration::from_secs(wall_seconds),
+        };
+        for (steady, wall, jump) in [
+            (5, 5, None),
+            (5, 300, None),
+            (86_400, 86_400, None),
+            (5, 400, Some(395)),
+            (5, 864_000, Some(863_995)),
+            (5, -3600, Some(-3605)),
+        ] {
+            let mut watch = start;
+            assert_eq!(watch.compare(later(steady, wall)), jump.map(SignedDuration::from_secs), "{steady} {wall}");
+            assert_eq!(watch.compare(later(steady, wall)), None, "told once");
+        }
+    }
+}

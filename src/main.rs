@@ -230,6 +230,12 @@ async fn wait_for_signal() {
     }
 }
 
+/// Whether the terminal shows what is typed.
+fn echo(shown: bool) {
+    // Where there is no stty the password is shown, which is said of no system this runs on.
+    let _ = std::process::Command::new("stty").arg(if shown { "echo" } else { "-echo" }).status();
+}
+
 async fn operate(runtime: &Runtime, command: OperatorCommand) -> anyhow::Result<String> {
     let app = &runtime.app;
     let problem = |problem: seedplane::api::error::Problem| anyhow::anyhow!(problem.detail);
@@ -265,10 +271,17 @@ async fn operate(runtime: &Runtime, command: OperatorCommand) -> anyhow::Result<
     match command {
         OperatorCommand::Create { email } => {
             let mut password = String::new();
-            if std::io::IsTerminal::is_terminal(&std::io::stdin()) {
-                eprint!("Password (10 characters or more, shown as you type): ");
+            let terminal = std::io::IsTerminal::is_terminal(&std::io::stdin());
+            if terminal {
+                eprint!("Password (10 characters or more, not shown): ");
+                echo(false);
             }
-            std::io::stdin().read_line(&mut password).context("the password cannot be read from standard input")?;
+            let read = std::io::stdin().read_line(&mut password);
+            if terminal {
+                echo(true);
+                eprintln!();
+            }
+            read.context("the password cannot be read from standard input")?;
             let password = SecretString::from(password.trim_end_matches(['\r', '\n']).to_owned());
             let id = runtime::create_operator(app, &email, password).await?;
             Ok(format!("operator {id} ({email}) can sign in"))

@@ -10,7 +10,7 @@ use seedplane_provisioning::{
 };
 use seedplane_simulators::coinpayportal::{self as sandbox, CoinPayPortal as Sandbox};
 use sqlx::{
-    Executor, PgPool,
+    ConnectOptions, Connection, Executor, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use tokio::{net::TcpListener, sync::watch};
@@ -58,12 +58,36 @@ pub struct Parts {
     pub work: bool,
 }
 
-/// Connections on which this process is the application, not the owner of the tables.
+/// The role of the running application. `set role` makes an owner's session it, and the embedded database lets it log in.
+const APPLICATION_ROLE: &str = "seedplane_app";
+
+/// Lets the application log in as itself where logging in needs no password (the embedded database), so that nothing said
+/// on its connections can make them the owner's again. Where to connect then.
 ///
 /// # Errors
 /// That the database cannot be reached.
-pub async fn application_pool(url: &str, connections: u32) -> anyhow::Result<PgPool> {
-    let options = PgConnectOptions::from_str(url).context("the database's URL cannot be read")?;
+pub async fn allow_application_login(owner_url: &str) -> anyhow::Result<PgConnectOptions> {
+    let options = PgConnectOptions::from_str(owner_url).context("the database's URL cannot be read")?;
+    let mut owner = options.connect().await.context("the database cannot be reached")?;
+    sqlx::raw_sql(
+        "do $$ begin
+             if not (select rolcanlogin from pg_roles where rolname = 'seedplane_app') then
+                 alter role seedplane_app login;
+             end if;
+         end $$",
+    )
+    .execute(&mut owner)
+    .await?;
+    owner.close().await?;
+    Ok(options.username(APPLICATION_ROLE))
+}
+
+/// Connections on which this process is the application, not the owner of the tables. Where `options` log in as the owner,
+/// as with one `DATABASE_URL` for everything, they become the application's by `set role`.
+///
+/// # Errors
+/// That the database cannot be reached.
+pub async fn application_pool(options: PgConnectOptions, connections: u32) -> anyhow::Result<PgPool> {
     PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(Duration::from_secs(10))
@@ -133,7 +157,11 @@ impl Runtime {
             }
         };
         migrate(&url).await?;
-        let pool = application_pool(&url, 30).await?;
+        let options = match &settings.database_url {
+            Some(_) => PgConnectOptions::from_str(&url).context("DATABASE_URL cannot be read")?,
+            None => allow_application_login(&url).await?,
+        };
+        let pool = application_pool(options, 30).await?;
         let secrets: Arc<dyn SecretStore> = Arc::new(Keystore::open(settings.data_dir.join("keystore"))?);
         let clock = Clock::system();
         let trial = settings.coinpayportal.is_none() && !settings.production;
@@ -183,7 +211,7 @@ impl Runtime {
             add_trial_plans(&app).await?;
         }
         if embedded.is_some() {
-            workers::release_all_jobs(&app).await?;
+            workers::release_all_claims(&app).await?;
         }
         let (stop, _) = watch::channel(false);
         Ok(Self { app, embedded, local, sandbox, owns_boxes: false, settings, stop })

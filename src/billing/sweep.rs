@@ -10,9 +10,7 @@ use uuid::Uuid;
 
 use super::{
     ledger::{self, Account as LedgerAccount, Transfer, TransferKind},
-    rules::{
-        self, Account, Action, BoxState, BoxStatus, Interlocks, NoticeState, PaymentInFlight, Policy, PriceChange,
-    },
+    rules::{self, Account, Action, BoxState, BoxStatus, Interlocks, NoticeState, PaymentInFlight, Policy},
 };
 use crate::{
     app::App,
@@ -24,6 +22,9 @@ use crate::{
     seedbox::{Operation, Resource, Status, SuspendReason, repository},
     workers::StepError,
 };
+
+/// The alert that stops suspensions and wipes until an operator has resolved it.
+pub const CLOCK_JUMPED: &str = "clock_jumped";
 
 /// How many accounts one transaction takes at most.
 pub const BATCH: usize = 500;
@@ -131,10 +132,7 @@ async fn load_in(connection: &mut PgConnection, users: &[UserId]) -> sqlx::Resul
             resume_asked: asked(id, Operation::Resume),
             end_asked: asked(id, Operation::Terminate),
             price: resource.price_cents,
-            price_change: resource
-                .next_price_cents
-                .zip(resource.next_price_notified_at)
-                .map(|(price, notified_at)| PriceChange { price, notified_at: notified_at.0 }),
+            price_change: super::price_change(&resource),
             anchor: resource.anchor_at.unwrap_or(resource.created_at).0,
             periods_charged: u32::try_from(resource.periods_charged).unwrap_or(0),
             priority: resource.priority,
@@ -159,15 +157,24 @@ async fn interlocks(pool: &PgPool, now: Time) -> sqlx::Result<Interlocks> {
     )
     .fetch_one(pool)
     .await?;
+    // One payment that always fails is asked about less and less often, and so does not stop dunning for everybody.
     let gateway = sqlx::query_scalar!(
-        r#"select exists (select from topup_intents where last_error is not null
-               and status in ('created', 'pending', 'detected')) as "failing!""#
+        r#"select exists (select from topup_intents where last_error_at > $1::timestamptz - interval '30 minutes'
+               and last_error is not null and status in ('created', 'pending', 'detected')) as "failing!""#,
+        now
+    )
+    .fetch_one(pool)
+    .await?;
+    let jumped = sqlx::query_scalar!(
+        r#"select exists (select from operator_alerts where kind = $1 and resolved_at is null) as "jumped!""#,
+        CLOCK_JUMPED
     )
     .fetch_one(pool)
     .await?;
     Ok(Interlocks {
         gateway_failing: gateway,
         mailer_failing: mailer::is_failing(pool, now).await?,
+        clock_jumped: jumped,
         clock_went_back: clock,
     })
 }
@@ -366,12 +373,7 @@ impl Charges {
             }
         }
         // Several periods in one run end in one row: the last.
-        if nth > 0 && self.ids.last() == Some(&id.0) {
-            for column in [&mut self.periods, &mut self.totals] {
-                column.pop();
-            }
-            (self.ids.pop(), self.versions.pop(), self.prices.pop(), self.paid_until.pop());
-        } else if let (true, Some(index)) = (nth > 0, self.ids.iter().position(|known| *known == id.0)) {
+        if let (true, Some(index)) = (nth > 0, self.ids.iter().position(|known| *known == id.0)) {
             self.ids.remove(index);
             self.versions.remove(index);
             self.periods.remove(index);

@@ -219,7 +219,7 @@ pub async fn request(app: &App, new: NewTopup, cause: &Cause) -> Result<(), Prob
         Some(code) => app.gateway.coins().iter().find(|coin| *coin.code == **code),
     };
     let Some(coin) = coin else {
-        let codes: Vec<&str> = app.gateway.coins().iter().map(|coin| &*coin.code).collect();
+        let codes: Vec<&str> = app.gateway.coins().iter().map(|coin| coin.code).collect();
         return Err(Problem::bad_input(format!("`coin` is one of {}", codes.join(", "))));
     };
     if let Some(order) = new.order_id
@@ -238,7 +238,7 @@ pub async fn request(app: &App, new: NewTopup, cause: &Cause) -> Result<(), Prob
         new.user_id.0,
         new.order_id.map(|id| id.0),
         new.amount.cents(),
-        &*coin.code,
+        coin.code,
         now,
         MAX_OPEN,
     )

@@ -17,6 +17,7 @@ use crate::{
     clock::Time,
     ids::{ResourceId, UserId},
     jobs::{self, Job},
+    seedbox::repository,
 };
 
 pub mod templates;
@@ -24,6 +25,9 @@ pub mod templates;
 /// Where a mail's text gets its one-time link: the link is made when the mail is handed over, so that the database never
 /// holds what opens it.
 pub const CREDENTIALS_LINK: &str = "{{credentials link}}";
+
+/// After so many refusals of one mail an operator is told; it goes on being tried, seldom.
+const UNDELIVERABLE_AFTER: i32 = 8;
 
 /// How long a one-time link opens.
 const LINK_LIFETIME: SignedDuration = SignedDuration::from_hours(24 * 3);
@@ -236,6 +240,10 @@ pub async fn send_waiting(pool: &PgPool, mailer: &dyn Mailer, public_url: &str, 
             }
             Err(error) => {
                 tracing::warn!(mail = %mail.id, tries = mail.tries, error, "the mailer did not take a mail");
+                if mail.tries == UNDELIVERABLE_AFTER {
+                    let detail = format!("'{}' was refused {} times: {error}", mail.subject, mail.tries);
+                    repository::alert(pool, "mail_undeliverable", &mail.user_id.to_string(), &detail, at).await?;
+                }
                 sqlx::query!("update mail_outbox set last_error = left($2, 500) where id = $1", mail.id, error)
                     .execute(pool)
                     .await?;
@@ -245,15 +253,17 @@ pub async fn send_waiting(pool: &PgPool, mailer: &dyn Mailer, public_url: &str, 
     Ok(more)
 }
 
-/// Whether the mailer is failing: a mail has waited for more than 15 minutes in spite of being tried.
+/// Whether the mailer is failing: a mail has waited for more than 15 minutes in spite of being tried, and none that was
+/// written after it has been handed over. A mailbox that takes nothing is not a mailer that fails.
 ///
 /// # Errors
 /// Those of the database.
 pub async fn is_failing(pool: &PgPool, at: Time) -> sqlx::Result<bool> {
     sqlx::query_scalar!(
         r#"select exists (
-               select from mail_outbox where handed_at is null and tries > 1 and last_error is not null
-               and created_at < $1::timestamptz - interval '15 minutes') as "failing!""#,
+               select from mail_outbox waiting where handed_at is null and tries > 1 and last_error is not null
+               and created_at < $1::timestamptz - interval '15 minutes'
+               and not exists (select from mail_outbox later where later.handed_at > waiting.created_at)) as "failing!""#,
         at
     )
     .fetch_one(pool)

@@ -143,7 +143,7 @@ impl Attempt {
     }
 }
 
-/// Asks for an operation: writes its row and its job in the caller's transaction. False if the same operation is already
+/// Asks for an operation: writes its row, its audit event and its job in the caller's transaction. False if the same operation is already
 /// asked for, or this very attempt was, in which case nothing is written.
 ///
 /// # Errors
@@ -174,6 +174,13 @@ pub async fn request_operation_in(
     if inserted.is_none() {
         return Ok(false);
     }
+    let event = Event {
+        subject: Subject::Resource(resource),
+        action: &format!("resource.{operation}_requested"),
+        before: None,
+        after: Some(json!({ "attempt_id": attempt, "reason": reason })),
+    };
+    events::record_in(&mut *connection, at, cause, event).await?;
     jobs::enqueue_in(connection, Job::Operate { attempt, resource }).await?;
     Ok(true)
 }

@@ -6,6 +6,7 @@ use graphile_worker::{
     IntoTaskHandlerResult, TaskHandler, WorkerContext, WorkerOptions, WorkerRecoveryConfig, WorkerShutdownConfig,
     WorkerUtils,
 };
+use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 use tokio::sync::watch;
@@ -13,7 +14,8 @@ use tokio::sync::watch;
 use crate::{
     app::App,
     audit::chain,
-    clock::Time,
+    billing::sweep::CLOCK_JUMPED,
+    clock::{JumpWatch, Time},
     ids::{AttemptId, TopupId, UserId},
     jobs::{self, Job},
     mailer, secrets,
@@ -201,12 +203,18 @@ pub async fn run(app: App, mut stop: watch::Receiver<bool>) -> anyhow::Result<()
     let worker = define(options).init().await?;
 
     let ticking = tokio::spawn(async move {
+        let mut watch = JumpWatch::start();
         let mut interval = tokio::time::interval(TICK);
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 _ = interval.tick() => {}
                 _ = stop.wait_for(|stop| *stop) => return,
+            }
+            if let Some(jump) = watch.look()
+                && let Err(error) = report_jump(&app, jump).await
+            {
+                tracing::error!(%error, %jump, "the clock jumped, and no operator could be told");
             }
             if let Err(error) = tick(&app).await {
                 tracing::warn!(%error, "the periodic jobs could not be asked for");
@@ -216,6 +224,17 @@ pub async fn run(app: App, mut stop: watch::Receiver<bool>) -> anyhow::Result<()
     let result = worker.run().await;
     ticking.abort();
     Ok(result?)
+}
+
+/// Tells an operator that the clock jumped, which stops suspensions and wipes until the alert is resolved.
+async fn report_jump(app: &App, jump: SignedDuration) -> sqlx::Result<()> {
+    let direction = if jump.is_negative() { "back" } else { "forward" };
+    let detail = format!(
+        "the system's clock jumped {direction} by {} seconds (or the machine slept). Nothing is suspended or wiped until \
+         this alert is resolved; look at what would happen first",
+        jump.abs().as_secs()
+    );
+    repository::alert(&app.pool, CLOCK_JUMPED, "clock", &detail, app.now()).await
 }
 
 /// Asks for every periodic job once.
@@ -230,14 +249,16 @@ pub async fn tick(app: &App) -> sqlx::Result<()> {
     Ok(())
 }
 
-/// Gives back the jobs of every worker that died with this installation: right only where no other copy can be running,
-/// which is what the lock on the data folder ensures for the embedded database.
+/// Gives back what died with this installation: jobs that were being carried out, and idempotency keys whose request has no
+/// answer. Right only where no other copy can be running, which is what the lock on the data folder ensures for the
+/// embedded database.
 ///
 /// # Errors
 /// Those of the database.
-pub async fn release_all_jobs(app: &App) -> sqlx::Result<()> {
+pub async fn release_all_claims(app: &App) -> sqlx::Result<()> {
     sqlx::raw_sql(
-        "update graphile_worker._private_jobs set locked_at = null, locked_by = null where locked_at is not null;
+        "delete from idempotency_keys where response_status is null;
+         update graphile_worker._private_jobs set locked_at = null, locked_by = null where locked_at is not null;
          update graphile_worker._private_job_queues set locked_at = null, locked_by = null where locked_at is not null;",
     )
     .execute(&app.pool)

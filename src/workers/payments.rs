@@ -105,9 +105,14 @@ fn pause(error: &GatewayError) -> Duration {
 async fn note_gateway_error(app: &App, topup: &Topup, error: &GatewayError) -> Result<(), StepError> {
     metrics::counter!("seedplane_gateway_errors_total").increment(1);
     tracing::warn!(topup = %topup.id, %error, "the gateway did not do what was asked");
-    sqlx::query!("update topup_intents set last_error = left($2, 500) where id = $1", topup.id.0, error.to_string())
-        .execute(&app.pool)
-        .await?;
+    sqlx::query!(
+        "update topup_intents set last_error = left($2, 500), last_error_at = $3 where id = $1",
+        topup.id.0,
+        error.to_string(),
+        app.now(),
+    )
+    .execute(&app.pool)
+    .await?;
     Ok(())
 }
 
@@ -147,7 +152,9 @@ pub async fn check(app: &App, id: TopupId) -> Result<Next, StepError> {
         Err(GatewayError::NotFoundYet) => return Ok(Next::Done),
         Err(error) => {
             note_gateway_error(app, &topup, &error).await?;
-            return Ok(Next::Again(pause(&error)));
+            // What is refused now is refused again at once; the schedule of polls asks later.
+            let hopeless = matches!(error, GatewayError::Refused { .. });
+            return Ok(if hopeless { Next::Done } else { Next::Again(pause(&error)) });
         }
     };
     let status = match &seen.status {

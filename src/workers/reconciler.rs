@@ -113,7 +113,7 @@ async fn report_dead_jobs(app: &App) -> sqlx::Result<()> {
 /// A balance that does not agree with its transfers is the worst there is: said at once.
 async fn report_ledger(app: &App) -> sqlx::Result<()> {
     // The whole ledger is recomputed, so not on every round.
-    if app.now().as_second() % 60 >= 6 {
+    if app.now().as_second() % 3600 >= 6 {
         return Ok(());
     }
     let check = ledger::check(&app.pool).await?;

@@ -20,6 +20,7 @@ use crate::{
     app::App,
     audit::events::{self, Actor, Cause, Event, Subject},
     billing::{
+        self,
         ledger::{self, Account, Reserve, Transfer, TransferKind},
         rules,
     },
@@ -390,7 +391,7 @@ impl Step<'_> {
             let since = self.resource.past_due_since.unwrap_or(now);
             let arrears = rules::arrears(
                 &rules_period(&self.resource),
-                self.resource.price_cents,
+                billing::price_at(&self.resource, since, &self.app.policy),
                 since.0,
                 now.0,
                 &self.app.policy,

@@ -1,10 +1,13 @@
 //! Every test that goes through a front door: HTTP, the command line, a real Postgres, a real torrent client. One binary,
 //! one Postgres server for all, a database of its own for each test.
 
+#![allow(clippy::print_stdout, reason = "a test says what it saw")]
+
 mod support;
 
 mod audit;
 mod billing;
+mod crash;
 mod lifecycle;
 mod payments;
 mod payments_gateway;

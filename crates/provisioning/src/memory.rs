@@ -1,7 +1,7 @@
 //! A faithful provider without machines: what tests of the control plane run on when no box has to be real.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque, btree_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -142,9 +142,9 @@ impl ProvisioningProvider for MemoryProvider {
     async fn create(&self, spec: &MachineSpec) -> Result<Machine> {
         let mut state = self.begin(Verb::Create)?;
         let polls_left = state.build_polls;
-        if !state.boxes.contains_key(&spec.resource_id) {
+        if let Entry::Vacant(place) = state.boxes.entry(spec.resource_id) {
             let password = spec.credentials.password.expose_secret().to_owned();
-            state.boxes.insert(spec.resource_id, Held { password, sessions_from: 0, polls_left, stopped: false });
+            place.insert(Held { password, sessions_from: 0, polls_left, stopped: false });
             *state.made.entry(spec.resource_id).or_default() += 1;
         }
         Ok(machine(spec.resource_id))

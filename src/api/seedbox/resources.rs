@@ -20,6 +20,7 @@ use crate::{
     app::App,
     audit::events::{self, Cause, Event, RecordedEvent, Subject},
     auth::Customer,
+    billing,
     clock::Time,
     ids::{AttemptId, OrderId, PlanId, ResourceId},
     money::Usd,
@@ -206,14 +207,7 @@ pub(crate) async fn request(
 ) -> Result<(StatusCode, Json<ResourceView>), Problem> {
     let now = app.now();
     let mut tx = app.pool.begin().await?;
-    let asked =
-        repository::request_operation_in(&mut tx, AttemptId(id), resource.id, operation, reason, now, cause).await?;
-    if asked {
-        let action = format!("resource.{operation}_requested");
-        let after = Some(json!({ "reason": reason }));
-        let event = Event { subject: Subject::Resource(resource.id), action: &action, before: None, after };
-        events::record_in(&mut tx, now, cause, event).await?;
-    }
+    repository::request_operation_in(&mut tx, AttemptId(id), resource.id, operation, reason, now, cause).await?;
     tx.commit().await?;
     let fresh = repository::resource(&app.pool, resource.id).await?.ok_or_else(|| Problem::not_found("box"))?;
     Ok((StatusCode::ACCEPTED, Json(ResourceView::load(app, fresh).await?)))
@@ -253,7 +247,7 @@ async fn resume(
         Some(SuspendReason::Billing) => {
             return Err(Problem::conflict(format!(
                 "this box is suspended because it is unpaid; it comes back by itself once the balance covers {}",
-                resource.arrears_cents + resource.price_cents
+                resource.arrears_cents + billing::price_at(&resource, app.now(), &app.policy)
             )));
         }
         Some(reason) => {

@@ -86,10 +86,7 @@ impl BoxState {
 
     /// What the period that begins at `at` costs: a change of price reaches the first renewal long enough after its notice.
     pub fn price_at(&self, at: Timestamp, policy: &Policy) -> Usd {
-        match self.price_change {
-            Some(change) if change.notified_at + policy.price_change_notice <= at => change.price,
-            _ => self.price,
-        }
+        price_at(self.price, self.price_change, at, policy)
     }
 
     /// The order in which boxes are charged in one run.
@@ -149,6 +146,8 @@ pub struct Interlocks {
     pub gateway_failing: bool,
     /// The mailer fails: warnings may not have arrived.
     pub mailer_failing: bool,
+    /// The clock jumped, and no operator has looked yet: whether notices had their time cannot be said.
+    pub clock_jumped: bool,
     /// The clock went backwards: nothing can be said about dates.
     pub clock_went_back: bool,
 }
@@ -253,6 +252,14 @@ pub struct Decision {
     pub next_at: Option<Timestamp>,
 }
 
+/// What the period that begins at `at` costs a box of this price and change of price.
+pub fn price_at(price: Usd, change: Option<PriceChange>, at: Timestamp, policy: &Policy) -> Usd {
+    match change {
+        Some(change) if change.notified_at + policy.price_change_notice <= at => change.price,
+        _ => price,
+    }
+}
+
 /// What a box owes for the days of grace it ran unpaid: whole days, at most the grace, pro rata of the unpaid period.
 pub fn arrears(
     period: &Period,
@@ -312,7 +319,8 @@ impl Run<'_> {
         if let Some(until) = hold {
             self.again_at(until);
         }
-        if self.interlocks.gateway_failing || self.interlocks.mailer_failing || on_its_way {
+        let Interlocks { gateway_failing, mailer_failing, clock_jumped, .. } = *self.interlocks;
+        if gateway_failing || mailer_failing || clock_jumped || on_its_way {
             self.again_at(self.now + self.policy.interlock_retry);
             return true;
         }

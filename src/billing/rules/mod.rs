@@ -10,11 +10,15 @@ pub mod dunning;
 pub mod payments;
 pub mod periods;
 pub mod preview;
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod vectors;
 
 pub use changes::{EndReason, downgrade_is_free, payout_limit, refund_on_end, refundable, upgrade_price};
 pub use dunning::{
     Account, Action, BoxState, BoxStatus, Decision, Interlocks, NoticeState, PaymentInFlight, PriceChange, apply,
-    arrears, decide,
+    arrears, decide, price_at,
 };
 pub use periods::{Period, due};
 pub use preview::{Forecast, ForecastBox, forecast};

@@ -150,7 +150,8 @@ impl World {
 
     /// Starts a copy, with workers or without.
     pub async fn start(&self, work: bool) -> TestApp {
-        let pool = runtime::application_pool(&self.url, 12).await.unwrap();
+        let options = runtime::allow_application_login(&self.url).await.unwrap();
+        let pool = runtime::application_pool(options, 12).await.unwrap();
         let gateway = CoinPayPortal::new(Settings::new(
             format!("http://{}/api", self.sandbox_address),
             SecretString::from(format!("cp_live_{}", "a".repeat(32))),
