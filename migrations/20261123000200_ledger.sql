@@ -123,6 +123,22 @@ create function ledger_house_account(of_kind text) returns uuid language sql sta
     select id from ledger_accounts where kind = of_kind and user_id is null
 $$;
 
+-- Money that leaves: reserved when it is decided, sent by hand, closed with the transaction's id or called off.
+create table payouts (
+    id uuid primary key,
+    user_id uuid not null references users,
+    amount_cents bigint not null check (amount_cents > 0),
+    status text not null default 'reserved' check (status in ('reserved', 'sent', 'voided')),
+    lots jsonb not null,                       -- the payments it is taken from, oldest first, with the sum of each
+    transaction_id text check (length(transaction_id) between 1 and 200),
+    created_at timestamptz not null,
+    closed_at timestamptz,
+    check ((status = 'sent') = (transaction_id is not null)),
+    check ((status = 'reserved') = (closed_at is null))
+);
+create index on payouts (user_id, created_at desc);
+create index payouts_open on payouts (created_at) where status = 'reserved';
+
 -- Payments ------------------------------------------------------------------------------------------------------------
 
 create table topup_intents (

@@ -32,7 +32,7 @@ end $$;
 select seedbox_secure(
     array['users', 'sessions', 'api_tokens', 'idempotency_keys', 'seedbox_plans', 'seedbox_orders', 'byos_connections',
         'seedbox_resources', 'provision_attempts', 'holds', 'notices', 'mail_outbox', 'one_time_links', 'operator_alerts',
-        'trial_clock', 'seedbox_billing_accounts', 'ledger_accounts', 'ledger_transfers', 'topup_intents', 'gateway_events',
+        'trial_clock', 'seedbox_billing_accounts', 'ledger_accounts', 'ledger_transfers', 'payouts', 'topup_intents', 'gateway_events',
         'seedbox_audit_events', 'audit_chains', 'audit_checkpoints', 'audit_checkpoint_heads'],
     array['seedbox_lifecycle_allows', 'seedbox_resources_guard', 'seedbox_orders_guard', 'refuse_change',
         'ledger_apply_transfers', 'seedbox_billing_account_open', 'ledger_receivable_of', 'ledger_account_of',
@@ -55,7 +55,7 @@ end $$;
 
 grant usage on schema public to seedplane_app;
 grant insert, update on users, sessions, api_tokens, seedbox_plans, seedbox_orders, byos_connections, seedbox_resources,
-    provision_attempts, holds, notices, mail_outbox, one_time_links, operator_alerts, trial_clock, topup_intents,
+    provision_attempts, holds, notices, mail_outbox, one_time_links, operator_alerts, trial_clock, payouts, topup_intents,
     idempotency_keys to seedplane_app;
 grant delete on sessions, idempotency_keys, one_time_links to seedplane_app;
 grant update on seedbox_billing_accounts to seedplane_app;

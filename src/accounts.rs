@@ -331,3 +331,26 @@ pub async fn operator_by_email(pool: &PgPool, email: &str) -> sqlx::Result<Optio
         .fetch_optional(pool)
         .await
 }
+
+/// A person by their address, with why their balance is held, if it is.
+///
+/// # Errors
+/// Those of the database.
+pub async fn customer_by_email(pool: &PgPool, email: &str) -> sqlx::Result<Option<(UserId, String, Option<String>)>> {
+    let found = sqlx::query!(
+        r#"select u.id as "id: UserId", u.email, a.payout_hold_reason from users u
+           join seedbox_billing_accounts a on a.user_id = u.id where u.email = lower($1)"#,
+        email
+    )
+    .fetch_optional(pool)
+    .await?;
+    Ok(found.map(|row| (row.id, row.email, row.payout_hold_reason)))
+}
+
+/// Whether there is such a person.
+///
+/// # Errors
+/// Those of the database.
+pub async fn exists(pool: &PgPool, user: UserId) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(r#"select exists (select from users where id = $1) as "exists!""#, user.0).fetch_one(pool).await
+}

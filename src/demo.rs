@@ -21,7 +21,7 @@ use seedplane_provisioning::{
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 
-use crate::config::Flags;
+use crate::{config::Flags, money::Usd};
 
 /// What can be set.
 #[derive(Debug, clap::Args)]
@@ -35,6 +35,21 @@ pub struct Options {
 }
 
 const DAY: i64 = 86_400;
+
+/// A text without its quotes.
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or("?")
+}
+
+/// Cents as dollars.
+fn dollars(value: &Value) -> String {
+    Usd::from_cents(value.as_i64().unwrap_or_default()).to_string()
+}
+
+/// A time to the minute.
+fn minute(value: &Value) -> String {
+    text(value).get(..16).unwrap_or("?").replace('T', " ")
+}
 
 /// Tells the story. Fails at the first step that does.
 ///
@@ -274,7 +289,11 @@ impl Story {
         let order_id = order["id"].as_str().unwrap_or_default().to_owned();
         self.done(
             "Ordered a box",
-            &format!("{} for {} cents a month; awaiting payment, and no box exists", plan["name"], plan["price_cents"]),
+            &format!(
+                "{} for {} a month; awaiting payment, and no box exists",
+                text(&plan["name"]),
+                dollars(&plan["price_cents"])
+            ),
         );
 
         let topup = self.post("/api/billing/topups", json!({ "amount_cents": 1500, "order_id": order_id })).await?;
@@ -291,7 +310,10 @@ impl Story {
             "Paid too little: nothing credited",
             &format!(
                 "received {} of {} {}, {} missing; balance 0; still awaiting payment",
-                short["received"], short["amount_to_pay"], short["coin"], short["missing"]
+                text(&short["received"]),
+                text(&short["amount_to_pay"]),
+                text(&short["coin"]),
+                text(&short["missing"]),
             ),
         );
 
@@ -407,7 +429,7 @@ impl Story {
         ensure!(account["available_cents"] == 0, "the month was charged once: {account}");
         self.done(
             "A month later: charged from the balance",
-            &format!("it is {today}; paid until {}; balance 0", charged["paid_until"]),
+            &format!("it is {today}; paid until {}; balance 0", minute(&charged["paid_until"])),
         );
 
         let preview = self.get("/api/billing/preview").await?;
@@ -424,8 +446,9 @@ impl Story {
         self.done(
             "Warned by mail, then past due and still running",
             &format!(
-                "{warnings} warnings of a short balance; the preview had said to pay {pay_in} cents; past due since {}",
-                resource["past_due_since"]
+                "{warnings} warnings of a short balance; the preview had said to pay in {}; past due since {}",
+                dollars(&pay_in),
+                minute(&resource["past_due_since"]),
             ),
         );
 
@@ -447,7 +470,10 @@ impl Story {
         let arrears = suspended["arrears_cents"].as_i64().unwrap_or_default();
         self.done(
             "Grace over: suspended after a final warning",
-            &format!("it is {today}; the login is refused; {arrears} cents owed for the days it ran unpaid"),
+            &format!(
+                "it is {today}; the login is refused; {} owed for the days it ran unpaid",
+                Usd::from_cents(arrears)
+            ),
         );
 
         let price = suspended["price_cents"].as_i64().unwrap_or_default();
@@ -462,7 +488,11 @@ impl Story {
         ensure!(account["available_cents"] == 0, "arrears and one month were taken, to the cent: {account}");
         self.done(
             "Paid arrears and a month: active again",
-            &format!("{needed} cents taken, balance 0; paid until {}; same login", active["paid_until"]),
+            &format!(
+                "{} taken, balance 0; paid until {}; same login",
+                Usd::from_cents(needed),
+                minute(&active["paid_until"])
+            ),
         );
 
         let session = self.login(web_url, &login).await?;
@@ -507,7 +537,11 @@ impl Story {
         );
         self.done(
             "The statement adds up",
-            &format!("{} lines make {sum} cents, which is the balance; {events} events of the box", lines.len()),
+            &format!(
+                "{} lines make {}, which is the balance; {events} events of the box",
+                lines.len(),
+                Usd::from_cents(sum)
+            ),
         );
 
         let operator = "operator@example.org";

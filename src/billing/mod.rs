@@ -1,5 +1,6 @@
 //! Money: the ledger, the rules, and the workers' side of both.
 
+pub mod adjustments;
 pub mod ledger;
 pub mod refunds;
 pub mod rules;

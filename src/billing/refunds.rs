@@ -1,12 +1,20 @@
 //! Giving money back: what the end of a box returns, and what an operator decides.
 
+use serde_json::json;
 use sqlx::PgConnection;
 
 use super::{
     ledger::{self, Account, Transfer, TransferKind},
     rules::{self, Policy},
 };
-use crate::{audit::events::Cause, clock::Time, ids::UserId, money::Usd, seedbox::Resource};
+use crate::{
+    api::error::Problem,
+    audit::events::{self, Cause, Event, Subject},
+    clock::Time,
+    ids::UserId,
+    money::Usd,
+    seedbox::{Resource, repository},
+};
 
 /// Books what the end of a box returns to its owner's balance, in the transaction that ends it: a prorated refund of the
 /// running period in the first days, always when we or the upstream are at fault, never after abuse or for non-payment.
@@ -21,7 +29,7 @@ pub async fn on_end_in(
     cause: &Cause,
     policy: &Policy,
 ) -> sqlx::Result<Usd> {
-    let Some(charge) = last_charge(connection, resource).await? else { return Ok(Usd::ZERO) };
+    let Some(charge) = charge(connection, resource, resource.charged_total - 1).await? else { return Ok(Usd::ZERO) };
     let Some(activated_at) = resource.activated_at else { return Ok(Usd::ZERO) };
     let Some(end) = rules::EndReason::from_word(reason) else { return Ok(Usd::ZERO) };
     let period = rules::Period { start: charge.period.0.0, end: charge.period.1.0 };
@@ -31,6 +39,46 @@ pub async fn on_end_in(
         tracing::info!(resource = %resource.id, %refund, actor = %cause.actor, "refunded at the end of a box");
     }
     Ok(refund)
+}
+
+/// Gives back a part of a charge by an operator's decision: the `n`th of the box, from 0, or its last. The refunds of a
+/// charge never add up to more than it.
+///
+/// # Errors
+/// A problem that says how much can be refunded; nothing was booked then.
+pub async fn refund_in(
+    connection: &mut PgConnection,
+    resource: &Resource,
+    n: Option<i32>,
+    amount: Usd,
+    at: Time,
+    cause: &Cause,
+) -> Result<(), Problem> {
+    repository::lock_account_in(connection, resource.user_id).await?;
+    let n = n.unwrap_or(resource.charged_total - 1);
+    let Some(charge) = charge(connection, resource, n).await? else {
+        return Err(Problem::bad_input(format!(
+            "this box has no charge {n}; its charges are 0 to {}. Nothing was refunded",
+            resource.charged_total - 1
+        )));
+    };
+    let limit = rules::refundable(charge.amount, charge.refunded);
+    if !amount.is_positive() || amount > limit {
+        return Err(Problem::bad_input(format!(
+            "{limit} can be refunded of this charge ({} less {} refunded before); nothing was refunded",
+            charge.amount, charge.refunded
+        )));
+    }
+    book_in(connection, resource, &charge, amount, &cause.reason, at).await?;
+    let event = Event {
+        subject: Subject::Resource(resource.id),
+        action: "resource.refunded",
+        before: None,
+        after: Some(json!({ "charge": n, "amount_cents": amount })),
+    };
+    events::record_in(connection, at, cause, event).await?;
+    repository::wake_account_in(connection, resource.user_id, at).await?;
+    Ok(())
 }
 
 /// A charge and what was given back of it.
@@ -43,11 +91,7 @@ struct Charged {
     promotional: Usd,
 }
 
-async fn last_charge(connection: &mut PgConnection, resource: &Resource) -> sqlx::Result<Option<Charged>> {
-    let n = resource.charged_total - 1;
-    if n < 0 {
-        return Ok(None);
-    }
+async fn charge(connection: &mut PgConnection, resource: &Resource, n: i32) -> sqlx::Result<Option<Charged>> {
     let key = format!("charge:{}:{n}", resource.id);
     let row = sqlx::query!(
         r#"select coalesce(sum(amount_cents), 0)::bigint as "amount!: Usd", min(period_start) as "start: Time", max(period_end) as "end: Time",

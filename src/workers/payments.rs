@@ -181,6 +181,7 @@ pub async fn check(app: &App, id: TopupId) -> Result<Next, StepError> {
         received: topup.received_crypto,
         expires_at: expires_at.0,
         stable,
+        paid_late: topup.unresolved_reason.as_deref() == Some("paid_late"),
     };
     let mut outcome = rules::advance(&known, status, seen.received, now.0, &app.policy);
     if outcome.credit.is_positive()

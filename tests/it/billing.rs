@@ -1,6 +1,7 @@
 //! Months, lapses and returns, through the workers, on a clock that is moved.
 
 use jiff::SignedDuration;
+use seedplane::{billing::sweep::CLOCK_JUMPED, seedbox::repository};
 use seedplane_provisioning::memory::Verb;
 use serde_json::json;
 
@@ -47,6 +48,7 @@ async fn a_lapse_is_warned_suspended_paid_and_back() {
     );
 
     test.advance(DAY * 2).await;
+    test.until_handed("final_warning", 1).await;
     test.idle().await;
     assert_eq!(test.get(&buyer, &path).await["status"], "active", "grace");
     assert_eq!(test.world.provider.calls(Verb::Suspend), 0);
@@ -91,15 +93,15 @@ async fn a_worker_that_was_off_warns_before_it_cuts_and_wipes() {
     let test = world.start(true).await;
     test.advance(DAY * 41).await;
     test.until(&buyer, &path, |resource| !resource["past_due_since"].is_null()).await;
-    test.idle().await;
+    test.until_handed("final_warning", 1).await;
     assert_eq!(test.get(&buyer, &path).await["status"], "active", "10 days late: warned first");
     test.advance(DAY + SignedDuration::from_mins(5)).await;
     test.until(&buyer, &path, |resource| resource["status"] == "suspended").await;
-    for (days, status) in [(8, "suspended"), (4, "suspended"), (2, "suspended")] {
+    for (notice, days) in [(1, 8), (2, 4), (3, 2)] {
         test.advance(DAY * days).await;
+        test.until_handed("wipe_notice", notice).await;
         test.idle().await;
-        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-        assert_eq!(test.get(&buyer, &path).await["status"], status);
+        assert_eq!(test.get(&buyer, &path).await["status"], "suspended");
     }
     test.advance(DAY + SignedDuration::from_mins(5)).await;
     let gone = test.until(&buyer, &path, |resource| resource["status"] == "terminated").await;
@@ -142,5 +144,78 @@ async fn boxes_are_charged_whole_by_priority_and_what_cannot_be_is_skipped() {
     }
     let csv = test.get(&buyer, "/api/billing/statement?format=csv").await;
     assert!(csv.as_str().unwrap().starts_with("at,kind,cause,change_cents"), "{csv}");
+    test.assert_sound().await;
+}
+
+/// Moves the clock to where a box of this buyer would be suspended: past due for longer than the grace, and warned.
+async fn lapse(test: &TestApp, buyer: &crate::support::Person, id: &str) {
+    let path = format!("/api/seedbox/resources/{id}");
+    let first = test.get(buyer, &path).await;
+    let due: jiff::Timestamp = first["paid_until"].as_str().unwrap().parse().unwrap();
+    test.advance(due.duration_since(test.app.clock.now()) + SignedDuration::from_mins(1)).await;
+    test.until(buyer, &path, |resource| !resource["past_due_since"].is_null()).await;
+    test.advance(DAY * 2 + SignedDuration::from_mins(1)).await;
+}
+
+#[tokio::test]
+async fn a_hold_and_a_clock_that_jumped_stop_a_suspension_until_an_operator_lets_go() {
+    let test = TestApp::new().await;
+    let (operator, buyer) = (test.person(seedplane::accounts::Role::Operator).await, test.customer().await);
+    let id = test.active_box(&buyer, 1500).await;
+    let path = format!("/api/seedbox/resources/{id}");
+    lapse(&test, &buyer, &id).await;
+    test.until_handed("final_warning", 1).await;
+    let until = (test.app.clock.now() + DAY * 3).to_string();
+    let hold = json!({ "until": until, "reason": "they are on holiday" });
+    test.post(&operator, &format!("/api/operator/resources/{id}/hold"), hold).await;
+    let now = test.app.now();
+    repository::alert(&test.app.pool, CLOCK_JUMPED, "clock", "the clock jumped", now).await.unwrap();
+    for what in ["held", "the clock jumped"] {
+        test.advance(DAY * 2).await;
+        test.idle().await;
+        assert_eq!(test.get(&buyer, &path).await["status"], "active", "{what}");
+    }
+    assert_eq!(test.world.provider.calls(Verb::Suspend), 0);
+    let resolve = json!({ "kind": "clock_jumped", "subject": "clock", "reason": "the machine had slept; all is well" });
+    test.post(&operator, "/api/operator/alerts/resolve", resolve).await;
+    test.advance(SignedDuration::from_mins(15)).await;
+    test.until(&buyer, &path, |resource| resource["status"] == "suspended").await;
+    test.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_run_that_would_hit_too_many_boxes_waits_for_an_operator() {
+    let test = TestApp::new().await;
+    let operator = test.person(seedplane::accounts::Role::Operator).await;
+    let mut boxes = Vec::new();
+    for _ in 0..8 {
+        let buyer = test.customer().await;
+        boxes.push((test.active_box(&buyer, 1500).await, buyer));
+    }
+    let (last, owner) = boxes.last().unwrap();
+    lapse(&test, owner, last).await;
+    test.until_handed("final_warning", 8).await;
+    test.advance(DAY + SignedDuration::from_mins(5)).await;
+    let suspended = async || {
+        let mut count = 0;
+        for (id, buyer) in &boxes {
+            let resource = test.get(buyer, &format!("/api/seedbox/resources/{id}")).await;
+            count += usize::from(resource["status"] == "suspended");
+        }
+        count
+    };
+    let alerts = test
+        .until(&operator, "/api/operator/alerts", |alerts| {
+            alerts.as_array().unwrap().iter().any(|alert| alert["kind"] == "blast_limit")
+        })
+        .await;
+    test.idle().await;
+    assert_eq!(suspended().await, 5, "5 boxes and 10 % of 8, whichever is more: {alerts}");
+    let resolve = json!({ "kind": "blast_limit", "subject": "billing sweep", "reason": "eight people did not pay" });
+    test.post(&operator, "/api/operator/alerts/resolve", resolve).await;
+    test.advance(SignedDuration::from_mins(15)).await;
+    for (id, buyer) in &boxes {
+        test.until(buyer, &format!("/api/seedbox/resources/{id}"), |resource| resource["status"] == "suspended").await;
+    }
     test.assert_sound().await;
 }

@@ -10,9 +10,55 @@ use uuid::Uuid;
 
 use crate::support::{TestApp, World};
 
+/// `seedplane serve` on the database of a world, with its gateway.
+struct Server {
+    base: String,
+    process: std::process::Child,
+}
+
+impl Server {
+    async fn start(world: &World) -> Self {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let folder = crate::support::temporary("serve");
+        let log = std::fs::File::create(folder.join("log")).unwrap();
+        let process = std::process::Command::new(env!("CARGO_BIN_EXE_seedplane"))
+            .args(["serve", "--listen", &format!("127.0.0.1:{port}"), "--data-dir"])
+            .arg(folder.join("data"))
+            .env("DATABASE_URL", &world.url)
+            .env("COINPAYPORTAL_API_URL", world.gateway_url())
+            .env("COINPAYPORTAL_API_KEY", format!("cp_live_{}", "a".repeat(32)))
+            .env("COINPAYPORTAL_BUSINESS_ID", world.business_id.to_string())
+            .env("COINPAYPORTAL_WEBHOOK_SECRET", &world.webhook_secret)
+            .stdin(std::process::Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let server = Self { base: format!("http://127.0.0.1:{port}"), process };
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let started = std::time::Instant::now();
+        while !http.get(format!("{}/readyz", server.base)).send().await.is_ok_and(|answer| answer.status().is_success())
+        {
+            let log = || std::fs::read_to_string(folder.join("log")).unwrap_or_default();
+            assert!(started.elapsed() < crate::support::PATIENCE, "the server did not start:\n{}", log());
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        server
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
 #[tokio::test]
-async fn ten_thousand_deliveries_by_two_copies_are_one_hundred_credits() {
+async fn ten_thousand_deliveries_to_two_servers_are_one_hundred_credits() {
     let world = World::new().await;
+    // Two servers that are processes of their own, and two workers beside them.
+    let servers = [Server::start(&world).await, Server::start(&world).await];
     let copies = [world.start(true).await, world.start(true).await];
     let mut payments = BTreeMap::new();
     for person in 0..10 {
@@ -36,7 +82,7 @@ async fn ten_thousand_deliveries_by_two_copies_are_one_hundred_credits() {
                 "received_amount": "15.0" }, "created_at": now.to_string(), "business_id": world.business_id })
             .to_string();
             let signature = sign(&world.webhook_secret, now.as_second() - round, body.as_bytes());
-            deliveries.push((copies[usize::try_from(round).unwrap() % 2].base.clone(), signature, body));
+            deliveries.push((servers[usize::try_from(round).unwrap() % 2].base.clone(), signature, body));
         }
     }
     // Shuffled by a stride that visits each once.
@@ -169,4 +215,30 @@ async fn what_is_signed_wrongly_is_refused_and_what_is_for_nobody_is_kept() {
     let transfers: i64 =
         sqlx::query_scalar("select count(*) from ledger_transfers").fetch_one(&test.app.pool).await.unwrap();
     assert_eq!(transfers, 0);
+}
+
+#[tokio::test]
+async fn without_a_database_the_gateway_is_told_to_send_again() {
+    let world = World::new().await;
+    let test = world.start(false).await;
+    let body = json!({ "id": "evt_1", "type": "payment.confirmed", "data": { "payment_id": Uuid::new_v4(), "status": "confirmed" },
+        "created_at": "2026-01-01T00:00:00Z", "business_id": world.business_id })
+    .to_string();
+    let signature = sign(&world.webhook_secret, world.clock.now().as_second(), body.as_bytes());
+    let deliver = async |signature: &str| {
+        let request = test.http.post(format!("{}/api/webhooks/coinpayportal", test.base)).body(body.clone());
+        request.header("x-coinpay-signature", signature).send().await.unwrap()
+    };
+    test.app.pool.close().await;
+    let answer = deliver(&signature).await;
+    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    let problem: serde_json::Value = answer.json().await.unwrap();
+    assert_eq!(problem["type"], "database-unavailable");
+    assert_eq!(
+        deliver("t=1,v1=00").await.status(),
+        StatusCode::UNAUTHORIZED,
+        "what is not signed is refused all the same"
+    );
+    let ready = test.http.get(format!("{}/readyz", test.base)).send().await.unwrap();
+    assert_eq!(ready.status(), StatusCode::SERVICE_UNAVAILABLE);
 }

@@ -41,6 +41,8 @@ async fn the_demo_works_and_leaves_no_secret_behind() {
     let log = std::fs::read_to_string(folder.join("demo.log")).unwrap_or_default();
     assert!(output.status.success(), "{said}\n{}\n{log}", String::from_utf8_lossy(&output.stderr));
 
+    assert!(said.contains("fetched by another client"), "a torrent was seeded to another client");
+
     let data = folder.join("data");
     let keystore = Keystore::open(data.join("keystore")).unwrap();
     let mut secrets = Vec::new();

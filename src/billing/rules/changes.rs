@@ -86,6 +86,26 @@ pub fn payout_limit(paid: Usd, held: bool) -> Usd {
     if held { Usd::ZERO } else { paid }
 }
 
+/// Which payments a payout is taken from: money is spent oldest first, and what is left is paid out oldest first.
+///
+/// `paid_in` is what came in, oldest first, each with its name; `balance` is what is left of it all.
+pub fn payout_lots(paid_in: &[(String, Usd)], balance: Usd, payout: Usd) -> Vec<(String, Usd)> {
+    let total: Usd = paid_in.iter().map(|(_, amount)| *amount).sum();
+    let mut spent = if total > balance { total - balance } else { Usd::ZERO };
+    let mut wanted = payout;
+    let mut lots = Vec::new();
+    for (name, amount) in paid_in {
+        let gone = spent.min(*amount);
+        spent -= gone;
+        let taken = wanted.min(*amount - gone);
+        wanted -= taken;
+        if taken.is_positive() {
+            lots.push((name.clone(), taken));
+        }
+    }
+    lots
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,6 +150,22 @@ mod tests {
                 cents(expected),
                 "{now} {reason:?}"
             );
+        }
+    }
+
+    #[test]
+    fn a_payout_is_taken_from_the_oldest_money_that_is_left() {
+        let paid_in = [("a", 1000), ("b", 500), ("c", 2000)].map(|(name, amount)| (name.to_owned(), cents(amount)));
+        for (balance, payout, expected) in [
+            (3500, 3500, &[("a", 1000), ("b", 500), ("c", 2000)][..]),
+            (3500, 1200, &[("a", 1000), ("b", 200)]),
+            (2100, 600, &[("b", 100), ("c", 500)]),
+            (2000, 2000, &[("c", 2000)]),
+            (0, 0, &[]),
+        ] {
+            let lots = payout_lots(&paid_in, cents(balance), cents(payout));
+            let lots: Vec<_> = lots.iter().map(|(name, amount)| (name.as_str(), amount.cents())).collect();
+            assert_eq!(lots, expected, "{payout} of {balance}");
         }
     }
 

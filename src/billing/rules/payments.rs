@@ -37,6 +37,8 @@ pub struct Known {
     pub expires_at: Timestamp,
     /// Whether the coin is worth a dollar.
     pub stable: bool,
+    /// Whether it came too late and waits for an operator: no later word of the gateway credits it.
+    pub paid_late: bool,
 }
 
 /// What is to be booked.
@@ -90,7 +92,7 @@ pub fn advance(
     }
     outcome.status = seen;
     match seen {
-        TopupStatus::Confirmed | TopupStatus::Forwarded if !known.credited => {
+        TopupStatus::Confirmed | TopupStatus::Forwarded if !known.credited && !known.paid_late => {
             let late = known.status == TopupStatus::Expired && now > known.expires_at;
             let honoured = known.stable || now.duration_since(known.expires_at) <= policy.late_window;
             if late && !honoured {
@@ -141,6 +143,7 @@ mod tests {
             received: None,
             expires_at: "2027-01-01T00:15:00Z".parse().unwrap(),
             stable: true,
+            paid_late: false,
         }
     }
 
@@ -214,6 +217,9 @@ mod tests {
             let outcome = advance(&known, Confirmed, None, now.parse().unwrap(), &policy);
             assert_eq!((outcome.credit.cents(), outcome.unresolved), (credit, unresolved), "{now}");
         }
+        let waiting = Known { paid_late: true, status: Confirmed, credited: false, ..volatile };
+        let forwarded = advance(&waiting, Forwarded, None, "2027-01-01T03:00:00Z".parse().unwrap(), &policy);
+        assert_eq!((forwarded.status, forwarded.credit), (Forwarded, Usd::ZERO), "it waits for an operator");
     }
 
     #[test]

@@ -148,12 +148,17 @@ impl World {
         }
     }
 
+    /// Where the sandbox gateway's API is.
+    pub fn gateway_url(&self) -> String {
+        format!("http://{}/api", self.sandbox_address)
+    }
+
     /// Starts a copy, with workers or without.
     pub async fn start(&self, work: bool) -> TestApp {
         let options = runtime::allow_application_login(&self.url).await.unwrap();
         let pool = runtime::application_pool(options, 12).await.unwrap();
         let gateway = CoinPayPortal::new(Settings::new(
-            format!("http://{}/api", self.sandbox_address),
+            self.gateway_url(),
             SecretString::from(format!("cp_live_{}", "a".repeat(32))),
             self.business_id,
             SecretString::from(self.webhook_secret.clone()),
@@ -310,6 +315,24 @@ impl TestApp {
     pub async fn advance(&self, time: SignedDuration) {
         self.world.clock.set_offset(self.world.clock.offset() + time);
         workers::tick(&self.app).await.unwrap();
+    }
+
+    /// Waits until so many notices of a kind were handed to the mailer.
+    pub async fn until_handed(&self, kind: &str, count: i64) {
+        let started = Instant::now();
+        loop {
+            let handed: i64 =
+                sqlx::query_scalar("select count(*) from notices where kind = $1 and handed_at is not null")
+                    .bind(kind)
+                    .fetch_one(&self.app.pool)
+                    .await
+                    .unwrap();
+            if handed >= count {
+                return;
+            }
+            assert!(started.elapsed() < PATIENCE, "{handed} of {count} notices '{kind}' were handed over");
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
     }
 
     /// Waits until no job waits or runs.
