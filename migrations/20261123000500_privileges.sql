@@ -46,6 +46,9 @@ declare
 begin
     if to_regclass('public._sqlx_migrations') is not null then
         alter table public._sqlx_migrations enable row level security;
+        -- The application sees which version it runs on.
+        create policy application on public._sqlx_migrations for select to seedplane_app using (true);
+        grant select on public._sqlx_migrations to seedplane_app;
         for exposed in select rolname from pg_roles where rolname in ('anon', 'authenticated') loop
             execute format('revoke all on public._sqlx_migrations from %I', exposed);
             execute format('revoke all on function public.seedbox_secure(text[], text[]) from %I', exposed);

@@ -16,6 +16,7 @@ use seedplane::{
     demo,
     ids::{AttemptId, ResourceId},
     runtime::{self, Parts, Runtime},
+    secrets::keystore::Keystore,
     seedbox::{Operation, SuspendReason, repository},
 };
 use tracing_subscriber::EnvFilter;
@@ -58,9 +59,18 @@ enum Command {
     /// The audit log
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// The store of passwords and keys
+    #[command(subcommand)]
+    Secrets(SecretsCommand),
     /// What an operator does
     #[command(subcommand)]
     Operator(OperatorCommand),
+}
+
+#[derive(Subcommand)]
+enum SecretsCommand {
+    /// Make a new key for the keystore and wrap everything under it; the service may go on running meanwhile
+    RotateKey,
 }
 
 #[derive(Subcommand)]
@@ -185,6 +195,14 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             if verification.fault.is_some() {
                 return Ok(ExitCode::from(2));
             }
+        }
+        Command::Secrets(SecretsCommand::RotateKey) => {
+            let rotation = Keystore::open(settings.data_dir.join("keystore"))?.rotate_key().await?;
+            let how = if rotation.resumed { "an earlier rotation is finished" } else { "the keystore has a new key" };
+            say(&format!(
+                "{how}: {} data keys were wrapped under it. Back up keystore.key again, apart from the keystore; the old one opens nothing.",
+                rotation.rewrapped
+            ));
         }
         Command::Operator(command) => {
             let runtime = Runtime::start_beside(settings).await?;

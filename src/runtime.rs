@@ -120,6 +120,42 @@ pub async fn migrate(url: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Brings the database to this version's schema where this login owns its tables, and sees that it has it where it does not.
+///
+/// # Errors
+/// What went wrong, or that the owner has to migrate first.
+pub async fn prepare(url: &str) -> anyhow::Result<()> {
+    let mut connection = PgConnectOptions::from_str(url)
+        .context("the database's URL cannot be read")?
+        .connect()
+        .await
+        .context("the database cannot be reached; nothing was started")?;
+    let owns: bool = sqlx::query_scalar(
+        "select coalesce((select pg_has_role(c.relowner, 'usage') from pg_class c where c.oid = to_regclass('public.users')), true)",
+    )
+    .fetch_one(&mut connection)
+    .await?;
+    if owns {
+        connection.close().await?;
+        return migrate(url).await;
+    }
+    connection.execute("set role seedplane_app").await.context(
+        "the login in DATABASE_URL neither owns the tables nor is a member of seedplane_app; `grant seedplane_app to` it",
+    )?;
+    let version: Option<i64> = sqlx::query_scalar("select max(version) from public._sqlx_migrations where success")
+        .fetch_one(&mut connection)
+        .await?;
+    connection.close().await?;
+    let needed = MIGRATOR.iter().map(|migration| migration.version).max();
+    anyhow::ensure!(
+        version == needed,
+        "the database has schema {}, this version needs {}; run `seedplane migrate` as the owner of the tables first",
+        version.unwrap_or(0),
+        needed.unwrap_or(0)
+    );
+    Ok(())
+}
+
 impl Runtime {
     /// Starts the parts underneath: database, secrets, providers, gateway, mailer.
     ///
@@ -156,7 +192,7 @@ impl Runtime {
                 }
             }
         };
-        migrate(&url).await?;
+        prepare(&url).await?;
         let options = match &settings.database_url {
             Some(_) => PgConnectOptions::from_str(&url).context("DATABASE_URL cannot be read")?,
             None => allow_application_login(&url).await?,

@@ -22,6 +22,7 @@ use crate::{
     billing::ledger::{self, LedgerCheck},
     clock::Time,
     ids::ResourceId,
+    mailer::{self, templates},
     money::Usd,
     seedbox::{
         Operation, Plan, Resource, Status, SuspendReason,
@@ -282,11 +283,16 @@ struct PlanBody {
     provider: String,
     size: String,
     disk_gb: i32,
+    /// Whether boxes bought by earlier versions get this price too: at the first renewal at least 30 days after their
+    /// owners were told by mail. They keep theirs if left out.
+    #[serde(default)]
+    applies_to_existing: bool,
     /// Why.
     reason: String,
 }
 
-/// Add a plan or a new version of one. Boxes that exist keep the price they were bought at.
+/// Add a plan or a new version of one. Boxes that exist keep the price they were bought at, unless it is said to apply to
+/// them: their owners are told, and have 30 days.
 #[utoipa::path(post, path = "/api/operator/plans", tag = "operator", request_body = PlanBody,
     responses((status = 201, body = Plan), (status = 422, body = Problem)))]
 async fn add_plan(
@@ -338,9 +344,19 @@ async fn add_plan(
     let now = app.now();
     let mut tx = app.pool.begin().await?;
     let id = repository::add_plan_version_in(&mut tx, now, &plan).await?;
-    let after = Some(
-        json!({ "code": body.code, "price_cents": body.price_cents, "provider": body.provider, "size": body.size }),
-    );
+    let mut told = 0;
+    if body.applies_to_existing {
+        let earliest = Time(now.0 + app.policy.price_change_notice);
+        for resource in repository::announce_price_in(&mut tx, &body.code, body.price_cents).await? {
+            let key = format!("price_change:{}:{id}", resource.id);
+            mailer::notify_in(&mut tx, templates::price_change(&resource, key, body.price_cents, earliest), now)
+                .await?;
+            told += 1;
+        }
+    }
+    let after = Some(json!({
+        "code": body.code, "price_cents": body.price_cents, "provider": body.provider, "size": body.size, "boxes_told": told,
+    }));
     let event = Event { subject: Subject::Other("plan", id.0), action: "plan.version_added", before: None, after };
     events::record_in(&mut tx, now, &cause, event).await?;
     tx.commit().await?;

@@ -228,7 +228,8 @@ pub async fn send_waiting(pool: &PgPool, mailer: &dyn Mailer, public_url: &str, 
                 )
                 .execute(pool)
                 .await?;
-                if mail.notice_id.is_some() {
+                if let Some(notice) = mail.notice_id {
+                    repository::price_was_told(pool, notice, at).await?;
                     sqlx::query!(
                         "update seedbox_billing_accounts set next_sweep_at = least(next_sweep_at, $2) where user_id = $1",
                         mail.user_id.0,

@@ -95,6 +95,25 @@ pub fn runway(user_id: UserId, key: String, days_left: i64, stops_at: Time, shor
     }
 }
 
+/// The price of a box will change.
+pub fn price_change(resource: &Resource, key: String, price: Usd, earliest: Time) -> Notice<'static> {
+    let body = format!(
+        "From the first month that begins on or after {}, \"{}\" costs {price} a month instead of {}.\n\n\
+         Until then nothing changes. If you do not want to keep it, let it end with the month that is paid.\n",
+        date(earliest),
+        resource.label,
+        resource.price_cents,
+    );
+    about(
+        resource,
+        "price_change",
+        key,
+        json!({ "price_cents": price, "earliest": earliest }),
+        format!("The price of {} changes to {price}", resource.label),
+        body,
+    )
+}
+
 /// A month fell due and the balance does not cover it.
 pub fn past_due(resource: &Resource, key: String, short_by: Usd, suspends_at: Time) -> Notice<'static> {
     let body = format!(

@@ -118,6 +118,51 @@ pub async fn add_plan_version_in(connection: &mut PgConnection, at: Time, plan: 
     Ok(id)
 }
 
+/// Writes the new price of a plan onto the boxes that were bought by it, to come into force once their owners have been
+/// told for long enough; answers with the boxes whose owners have to be told.
+///
+/// # Errors
+/// Those of the database.
+pub async fn announce_price_in(connection: &mut PgConnection, code: &str, price: Usd) -> sqlx::Result<Vec<Resource>> {
+    let ids = sqlx::query_scalar!(
+        "update seedbox_resources r
+         set next_price_cents = nullif($2, r.price_cents), next_price_notified_at = null, version = r.version + 1
+         from seedbox_plans p
+         where p.code = $1 and r.plan_id = p.id and r.status in ('pending', 'provisioning', 'active', 'suspended')
+           and coalesce(r.next_price_cents, r.price_cents) <> $2
+         returning r.id",
+        code,
+        price.cents(),
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    sqlx::query_as!(
+        Resource,
+        "select * from seedbox_resources where id = any($1) and next_price_cents is not null",
+        &ids.iter().map(|id| id.0).collect::<Vec<_>>()
+    )
+    .fetch_all(connection)
+    .await
+}
+
+/// Notes when the owner of a box was told of its new price, by the notice that told them: the time that counts.
+///
+/// # Errors
+/// Those of the database.
+pub async fn price_was_told(executor: impl PgExecutor<'_>, notice: Uuid, at: Time) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update seedbox_resources r set next_price_notified_at = $2, version = r.version + 1
+         from notices n
+         where n.id = $1 and n.kind = 'price_change' and r.id = n.resource_id and r.next_price_notified_at is null
+           and r.next_price_cents = (n.facts ->> 'price_cents')::bigint",
+        notice,
+        at,
+    )
+    .execute(executor)
+    .await?;
+    Ok(())
+}
+
 /// An operation asked of a provider: a row of `provision_attempts`.
 #[derive(Debug, Clone)]
 #[allow(missing_docs, reason = "the columns are described in the migration")]

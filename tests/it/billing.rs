@@ -219,3 +219,39 @@ async fn a_run_that_would_hit_too_many_boxes_waits_for_an_operator() {
     }
     test.assert_sound().await;
 }
+
+#[tokio::test]
+async fn a_new_price_reaches_a_box_after_thirty_days_of_notice() {
+    let test = TestApp::new().await;
+    let (operator, buyer) = (test.person(seedplane::accounts::Role::Operator).await, test.customer().await);
+    let id = test.active_box(&buyer, 1500).await;
+    let code = test.get(&buyer, "/api/seedbox/plans").await[0]["code"].clone();
+    let plan = json!({ "code": code, "name": "Small", "price_cents": 2000, "provider": "memory", "size": "small", "disk_gb": 50,
+        "applies_to_existing": true, "reason": "electricity" });
+    test.post(&operator, "/api/operator/plans", plan).await;
+    test.until_handed("price_change", 1).await;
+    test.top_up(&buyer, 6000).await;
+    let path = format!("/api/seedbox/resources/{id}");
+    // The month after the notice begins less than 30 days after it, or exactly at the old price's last renewal.
+    let mut prices = Vec::new();
+    for _ in 0..3 {
+        let before = test.get(&buyer, &path).await["paid_until"].clone();
+        let due: jiff::Timestamp = before.as_str().unwrap().parse().unwrap();
+        test.advance(due.duration_since(test.app.clock.now()) + SignedDuration::from_mins(1)).await;
+        let renewed = test.until(&buyer, &path, |resource| resource["paid_until"] != before).await;
+        let told: jiff::Timestamp = sqlx::query_scalar::<_, seedplane::clock::Time>(
+            "select handed_at from notices where kind = 'price_change'",
+        )
+        .fetch_one(&test.app.pool)
+        .await
+        .unwrap()
+        .0;
+        let expected = if due >= told + DAY * 30 { 2000 } else { 1500 };
+        assert_eq!(renewed["price_cents"], expected, "due {due}, told {told}");
+        prices.push(expected);
+    }
+    assert_eq!(prices[1..], [2000, 2000]);
+    let account = test.get(&buyer, "/api/billing/account").await;
+    assert_eq!(account["available_cents"].as_i64(), Some(6000 - prices.iter().sum::<i64>()));
+    test.assert_sound().await;
+}

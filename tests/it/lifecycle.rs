@@ -196,3 +196,54 @@ async fn a_stranger_gets_404_everywhere() {
     let resource = test.get(&buyer, &format!("/api/seedbox/resources/{id}")).await;
     assert_eq!(resource["status"], "active", "nothing a stranger tried had an effect");
 }
+
+#[tokio::test]
+async fn two_copies_side_by_side_do_nothing_twice() {
+    let world = crate::support::World::new().await;
+    world.provider.set_build_polls(2);
+    let copies = [world.start(true).await, world.start(true).await];
+    let mut boxes = Vec::new();
+    for n in 0..12 {
+        let (here, there) = (&copies[n % 2], &copies[(n + 1) % 2]);
+        let buyer = here.customer().await;
+        let plan = here.plan(1500).await;
+        // The order waits for the payment, and is paid by whichever copy hears of it first.
+        let order = here.post(&buyer, "/api/seedbox/orders", json!({ "plan_id": plan })).await;
+        there.top_up(&buyer, 1500).await;
+        boxes.push((buyer, order["id"].as_str().unwrap().to_owned()));
+    }
+    for (n, (buyer, order)) in boxes.iter().enumerate() {
+        let copy = &copies[n % 2];
+        let order =
+            copy.until(buyer, &format!("/api/seedbox/orders/{order}"), |order| order["status"] == "fulfilled").await;
+        let path = format!("/api/seedbox/resources/{}", order["resource_id"].as_str().unwrap());
+        for copy in &copies {
+            // Asked of both at once: one operation.
+            copy.post(buyer, &format!("{path}/rotate-credentials"), json!({})).await;
+        }
+        copy.until(buyer, &path, |resource| resource["operations"] == json!([])).await;
+        copy.post(buyer, &format!("{path}/terminate"), json!({ "confirm_label": "Small" })).await;
+        copy.until(buyer, &path, |resource| resource["status"] == "terminated").await;
+        let id = order["resource_id"].as_str().unwrap().parse().unwrap();
+        assert_eq!(world.provider.machines_made(id), 1);
+    }
+    copies[0].idle().await;
+    let repeated: i64 = sqlx::query_scalar(
+        "select count(*) from (
+             select resource_id, operation from provision_attempts where status = 'done' and operation in ('create', 'terminate')
+             group by 1, 2 having count(*) > 1
+             union all
+             select subject_id, action from seedbox_audit_events where action in ('resource.active', 'resource.terminated')
+             group by 1, 2 having count(*) > 1
+             union all
+             select user_id, kind from notices where kind in ('box_ready', 'box_terminated') group by 1, 2 having count(*) > 1
+         ) twice",
+    )
+    .fetch_one(&copies[0].app.pool)
+    .await
+    .unwrap();
+    assert_eq!(repeated, 0);
+    assert_eq!(world.provider.calls(Verb::Create), 12, "each machine was asked for once");
+    assert_eq!(world.provider.calls(Verb::Terminate), 12, "each end was asked for once");
+    copies[0].assert_sound().await;
+}

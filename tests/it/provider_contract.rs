@@ -1,14 +1,13 @@
-//! Every provider follows the same contract. The providers themselves are tested in their crate; this holds the ones that
-//! the control plane runs on to it once more, through its own dependency.
+//! Every provider keeps the same promises: `contract::run_all` on each.
 
 use async_trait::async_trait;
 use seedplane_provisioning::{
-    Credentials, Machine,
+    Credentials, Machine, MachineSpec, MachineState, ProvisioningProvider, SuspendMode, Termination,
     chaos::Chaos,
     contract::{self, Probe},
     local::{LocalConfig, LocalProvider},
     memory::{MemoryProvider, MemorySession},
-    node::qbittorrent::Session,
+    node::{self, qbittorrent::Session},
 };
 
 struct InMemory(MemoryProvider);
@@ -69,4 +68,50 @@ async fn real_boxes_on_this_machine() {
         .filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'))
         .count();
     assert_eq!(left, 0, "nothing is left in {}", folder.display());
+}
+
+/// Waits until a box is in a state; its address.
+async fn until(provider: &LocalProvider, machine: &Machine, state: MachineState) -> String {
+    let started = std::time::Instant::now();
+    loop {
+        let status = provider.status(&machine.resource_ref).await.unwrap();
+        if status.state == state {
+            return status.web_url.unwrap_or_default();
+        }
+        assert!(started.elapsed() < crate::support::PATIENCE, "{machine:?} is {:?}, not {state:?}", status.state);
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn boxes_come_back_after_a_restart_and_suspended_ones_do_not() {
+    let folder = crate::support::temporary("restart");
+    let provider = LocalProvider::new(LocalConfig::new(folder.clone())).unwrap();
+    let mut made = Vec::new();
+    for _ in 0..2 {
+        let credentials = Credentials { username: "seed".to_owned(), password: node::random_password() };
+        let spec = MachineSpec { resource_id: uuid::Uuid::now_v7(), size: "small".to_owned(), credentials };
+        let machine = provider.create(&spec).await.unwrap();
+        until(&provider, &machine, MachineState::Running).await;
+        made.push((machine, spec.credentials));
+    }
+    let [(runs, login), (suspended, _)] = &made[..] else { unreachable!("two were made") };
+    provider.suspend(&suspended.resource_ref, SuspendMode::Service).await.unwrap();
+    let kept = folder.join(runs.resource_id.to_string()).join("data/kept");
+    std::fs::write(&kept, "mine").unwrap();
+    provider.stop_all().await;
+    drop(provider);
+
+    let provider = LocalProvider::new(LocalConfig::new(folder.clone())).unwrap();
+    provider.start_all().await.unwrap();
+    let url = until(&provider, runs, MachineState::Running).await;
+    assert!(Session::login(&url, login).await.is_ok(), "the same login");
+    assert_eq!(std::fs::read_to_string(&kept).unwrap(), "mine");
+    until(&provider, suspended, MachineState::Stopped).await;
+    for (machine, _) in &made {
+        while let Termination::InProgress { retry_after } = provider.terminate(&machine.resource_ref).await.unwrap() {
+            tokio::time::sleep(retry_after).await;
+        }
+    }
+    assert_eq!(provider.list_owned().await.unwrap(), []);
 }

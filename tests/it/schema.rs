@@ -160,3 +160,34 @@ async fn money_and_history_cannot_be_changed_by_anybody() {
     }
     test.assert_sound().await;
 }
+
+#[tokio::test]
+async fn a_login_that_owns_nothing_serves_and_cannot_become_the_owner() {
+    let url = support::database().await;
+    let mut owner = connect(&url).await;
+    let login = format!("login_{}", uuid::Uuid::new_v4().simple());
+    for statement in [format!("create role {login} login"), format!("grant seedplane_app to {login}")] {
+        owner.execute(sqlx::AssertSqlSafe(statement)).await.unwrap();
+    }
+    let own = url.replacen("seedplane@", &format!("{login}@"), 1);
+    assert_ne!(own, url);
+    runtime::prepare(&own).await.unwrap();
+    let pool = runtime::application_pool(own.parse().unwrap(), 1).await.unwrap();
+    pool.execute("select count(*) from users").await.unwrap();
+    for statement in [
+        "reset role; alter table ledger_transfers disable trigger all",
+        "set session authorization default; delete from ledger_transfers",
+        "set role seedplane",
+    ] {
+        refused(pool.execute(statement).await, statement);
+    }
+    owner
+        .execute("delete from _sqlx_migrations where version = (select max(version) from _sqlx_migrations)")
+        .await
+        .unwrap();
+    let error = runtime::prepare(&own).await.unwrap_err().to_string();
+    assert!(error.contains("seedplane migrate"), "{error}");
+    owner.execute(sqlx::AssertSqlSafe(format!("revoke seedplane_app from {login}"))).await.unwrap();
+    let error = runtime::prepare(&own).await.unwrap_err().to_string();
+    assert!(error.contains("member of seedplane_app"), "{error}");
+}
