@@ -17,8 +17,9 @@ demo: setup ## drive the whole story on a scratch installation, step by step
 run: setup ## start the trial: own database, real boxes, sandbox payments (ARGS='--listen 127.0.0.1:8081')
 	@cargo run -- up $(ARGS)
 
+# Most tests wait for something most of the time, so more of them run than there are processors.
 test: setup ## run the tests (T=part-of-a-name runs some of them)
-	@cargo test --workspace $(T)
+	@RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$$(( ($$(nproc) * 3 + 1) / 2 ))} cargo test --workspace $(T)
 
 check: setup ## formatting, lints, and whether .sqlx is what the queries and the migrations give
 	@cargo fmt --all --check

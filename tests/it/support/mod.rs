@@ -19,6 +19,7 @@ use seedplane::{
     billing::rules::Policy,
     clock::Clock,
     ids::{PlanId, UserId},
+    jobs::{self, Job},
     mailer::InboxMailer,
     money::Usd,
     payments::coinpayportal::{CoinPayPortal, Settings},
@@ -297,6 +298,12 @@ impl TestApp {
         let topup = self.post(person, "/api/billing/topups", json!({ "amount_cents": cents })).await;
         let payment: Uuid = topup["payment_id"].as_str().unwrap().parse().unwrap();
         self.world.sandbox.pay(payment, sandbox::PayAmount::Exact).await.unwrap();
+        self.world.sandbox.tick().await;
+        // What a webhook makes happen, at once: looking at a top-up asks the gateway every few seconds only.
+        let id = seedplane::ids::TopupId(topup["id"].as_str().unwrap().parse().unwrap());
+        let mut connection = self.app.pool.acquire().await.unwrap();
+        jobs::enqueue_in(&mut connection, Job::CheckPayment(id)).await.unwrap();
+        drop(connection);
         let path = format!("/api/billing/topups/{}", topup["id"].as_str().unwrap());
         self.until(person, &path, |topup| topup["credited_cents"] == cents).await;
     }
