@@ -240,6 +240,8 @@ create table provision_attempts (
     finished_at timestamptz
 );
 create index on provision_attempts (resource_id, requested_at);
+create index provision_attempts_by_rule on provision_attempts (requested_at)
+    where actor = 'system' and operation in ('suspend', 'terminate');
 create unique index provision_attempts_one_open on provision_attempts (resource_id, operation)
     where status in ('requested', 'running');
 

@@ -175,6 +175,8 @@ create table topup_intents (
     created_at timestamptz not null
 );
 create index on topup_intents (user_id, created_at desc);
+create index topup_intents_to_open on topup_intents (created_at) where status = 'created';
+create index topup_intents_not_forwarded on topup_intents (credited_at) where status = 'confirmed' and forwarded_at is null;
 create index topup_intents_failing on topup_intents (last_error_at) where last_error is not null;
 create index topup_intents_to_poll on topup_intents (next_poll_at) where next_poll_at is not null;
 create index topup_intents_unresolved on topup_intents (created_at) where unresolved_reason is not null and resolved_at is null;
