@@ -247,6 +247,8 @@ fn event_hash(previous: &[u8], row: &PgRow) -> sqlx::Result<[u8; 32]> {
 /// Those of the database and of reading the file; an altered log is not an error but a finding.
 pub async fn verify(pool: &PgPool, checkpoint_file: Option<&Path>) -> Result<Verification, StepError> {
     let mut found = Verification::default();
+    // Before the database is looked at: what a running service exports meanwhile would seem to be missing there.
+    let exported = checkpoint_file.map(read_exported).transpose()?.unwrap_or_default();
     let mut tx = pool.begin().await?;
     sqlx::query!("set transaction isolation level repeatable read read only").execute(&mut *tx).await?;
 
@@ -324,16 +326,15 @@ pub async fn verify(pool: &PgPool, checkpoint_file: Option<&Path>) -> Result<Ver
         return Ok(found);
     }
 
-    found.fault = verify_checkpoints(&mut tx, &mut found, checkpoint_file).await?;
+    found.fault = verify_checkpoints(&mut tx, &mut found, &exported).await?;
     Ok(found)
 }
 
 async fn verify_checkpoints(
     connection: &mut sqlx::PgConnection,
     found: &mut Verification,
-    checkpoint_file: Option<&Path>,
+    exported: &[ExportedCheckpoint],
 ) -> Result<Option<String>, StepError> {
-    let exported = checkpoint_file.map(read_exported).transpose()?.unwrap_or_default();
     let checkpoints =
         sqlx::query!("select id, at, chains, digest, signature, public_key from audit_checkpoints order by id")
             .fetch_all(&mut *connection)
@@ -362,7 +363,7 @@ async fn verify_checkpoints(
         }
         previous = digest.to_vec();
     }
-    for outside in &exported {
+    for outside in exported {
         found.exported += 1;
         let inside = usize::try_from(outside.id - 1).ok().and_then(|position| checkpoints.get(position));
         let same = inside.is_some_and(|inside| {
