@@ -146,12 +146,15 @@ create table seedbox_resources (
     arrears_cents bigint not null default 0 check (arrears_cents >= 0),
     hold_until timestamptz,
     ends_at_period_end boolean not null default false,
+    next_plan_id uuid references seedbox_plans,  -- the owner's choice from the next month on: a cheaper plan
+    next_plan_price_cents bigint check (next_plan_price_cents > 0),
     terminated_at timestamptz,
     wipe_certificate jsonb,
     created_at timestamptz not null,
     check ((kind = 'managed') = (order_id is not null)),
     check ((kind = 'byos') = (connection_id is not null)),
     check ((status = 'suspended') = (suspend_reason is not null)),
+    check ((next_plan_id is null) = (next_plan_price_cents is null)),
     check (status not in ('active', 'suspended') or kind = 'byos' or resource_ref is not null)
 );
 create index on seedbox_resources (user_id);
@@ -228,13 +231,14 @@ create trigger seedbox_orders_guard before update on seedbox_orders
 create table provision_attempts (
     id uuid primary key,
     resource_id uuid not null references seedbox_resources,
-    operation text not null check (operation in ('create', 'suspend', 'resume', 'rotate_credentials', 'terminate')),
+    operation text not null check (operation in ('create', 'suspend', 'resume', 'rotate_credentials', 'resize', 'terminate')),
     reason text not null default '',
     actor text not null,
     status text not null default 'requested' check (status in ('requested', 'running', 'done', 'failed', 'superseded')),
     tries integer not null default 0,
     last_error text,
     arrears_cents bigint not null default 0,   -- resume: what was reserved for arrears
+    plan_id uuid references seedbox_plans,     -- resize: the plan it is resized for
     requested_at timestamptz not null,
     started_at timestamptz,
     finished_at timestamptz

@@ -7,6 +7,7 @@ pub mod ids; // typed ids over UUIDv7
 pub mod money; // whole cents
 
 pub mod accounts; // people, sessions, API tokens
+pub mod alerts; // what an operator has to look at
 pub mod audit; // the append-only log and its seals
 pub mod jobs; // what runs in the background, enqueued in transactions
 pub mod payments; // gateways: create, ask, verify

@@ -17,7 +17,7 @@ use seedplane::{
     ids::{AttemptId, ResourceId},
     runtime::{self, Parts, Runtime},
     secrets::keystore::Keystore,
-    seedbox::{Operation, SuspendReason, repository},
+    seedbox::{Operation, SuspendReason, operations, repository},
 };
 use tracing_subscriber::EnvFilter;
 
@@ -269,16 +269,9 @@ async fn operate(runtime: &Runtime, command: OperatorCommand) -> anyhow::Result<
     };
     let ask = async |id: uuid::Uuid, operation: Operation, reason: String, cause: &Cause| -> anyhow::Result<String> {
         let mut tx = app.pool.begin().await?;
-        let asked = repository::request_operation_in(
-            &mut tx,
-            AttemptId::new(),
-            ResourceId(id),
-            operation,
-            &reason,
-            app.now(),
-            cause,
-        )
-        .await?;
+        let asked =
+            operations::request_in(&mut tx, AttemptId::new(), ResourceId(id), operation, &reason, app.now(), cause)
+                .await?;
         tx.commit().await?;
         Ok(if asked {
             format!("{operation} of {id} is asked for; a worker carries it out")

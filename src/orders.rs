@@ -11,7 +11,7 @@ use crate::{
     clock::Time,
     ids::{AttemptId, OrderId, PlanId, ResourceId, UserId},
     money::Usd,
-    seedbox::{repository, words},
+    seedbox::{plans, words},
 };
 
 /// How long an order can be paid for.
@@ -132,7 +132,7 @@ pub async fn place(
     if let Some(placed) = order_of(pool, user, id).await? {
         return Ok(placed);
     }
-    let plan = repository::plan(pool, plan).await?.filter(|plan| plan.on_sale).ok_or(OrderError::PlanNotOnSale)?;
+    let plan = plans::find(pool, plan).await?.filter(|plan| plan.on_sale).ok_or(OrderError::PlanNotOnSale)?;
     let mut tx = pool.begin().await?;
     let placed = sqlx::query!(
         "insert into seedbox_orders (id, user_id, plan_id, price_cents, created_at, expires_at)
@@ -156,8 +156,9 @@ pub async fn place(
     );
     let event = Event { subject: Subject::Order(id), action: "order.placed", before: None, after };
     events::record_in(&mut tx, at, cause, event).await?;
+    // In one transaction, so that no crash leaves an order waiting for money that is there.
+    pay(&mut *tx, id, at, cause).await?;
     tx.commit().await?;
-    pay(pool, id, at, cause).await?;
     Ok(order_of(pool, user, id).await?.expect("the order was just written"))
 }
 

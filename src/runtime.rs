@@ -30,7 +30,7 @@ use crate::{
     postgres::{self, Embedded, EmbeddedOptions, running_url},
     router,
     secrets::{SecretPath, SecretStore, keystore::Keystore},
-    seedbox::repository::{self, NewPlan},
+    seedbox::plans::{self, NewPlan},
     workers,
 };
 
@@ -408,7 +408,7 @@ async fn start_sandbox(
 
 /// The plans a trial starts with.
 async fn add_trial_plans(app: &App) -> anyhow::Result<()> {
-    if !repository::plans_on_sale(&app.pool).await?.is_empty() {
+    if !plans::on_sale(&app.pool).await?.is_empty() {
         return Ok(());
     }
     let now = app.now();
@@ -419,7 +419,7 @@ async fn add_trial_plans(app: &App) -> anyhow::Result<()> {
     ] {
         let price = crate::money::Usd::from_cents(cents);
         let plan = NewPlan { code, name, description, price, provider: "local", size, disk_gb };
-        let id = repository::add_plan_version_in(&mut tx, now, &plan).await?;
+        let id = plans::add_version_in(&mut tx, now, &plan).await?;
         let after = Some(serde_json::json!({ "code": code, "price_cents": cents }));
         let event = Event { subject: Subject::Other("plan", id.0), action: "plan.version_added", before: None, after };
         events::record_in(&mut tx, now, &Cause::system(), event).await?;

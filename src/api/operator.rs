@@ -13,6 +13,7 @@ use super::{
     seedbox::resources::{ResourceView, request},
 };
 use crate::{
+    alerts::{self, Alert},
     app::App,
     audit::{
         chain::{self, Verification},
@@ -26,7 +27,8 @@ use crate::{
     money::Usd,
     seedbox::{
         Operation, Plan, Resource, Status, SuspendReason,
-        repository::{self, Alert, NewPlan},
+        plans::{self, NewPlan},
+        repository,
     },
 };
 
@@ -50,7 +52,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
 /// What needs a look, newest first.
 #[utoipa::path(get, path = "/api/operator/alerts", tag = "operator", responses((status = 200, body = Vec<Alert>)))]
 async fn alerts(State(app): State<App>, _operator: Operator) -> Result<Json<Vec<Alert>>, Problem> {
-    Ok(Json(repository::open_alerts(&app.pool).await?))
+    Ok(Json(alerts::open(&app.pool).await?))
 }
 
 /// An alert that was dealt with.
@@ -74,7 +76,7 @@ async fn resolve_alert(
     let cause = operator.cause(&body.reason)?;
     let now = app.now();
     let mut tx = app.pool.begin().await?;
-    if !repository::resolve_alert_in(&mut tx, &body.kind, &body.subject, now).await? {
+    if !alerts::resolve_in(&mut tx, &body.kind, &body.subject, now).await? {
         return Err(Problem::not_found("alert"));
     }
     let after = Some(json!({ "kind": body.kind, "subject": body.subject }));
@@ -343,11 +345,11 @@ async fn add_plan(
     };
     let now = app.now();
     let mut tx = app.pool.begin().await?;
-    let id = repository::add_plan_version_in(&mut tx, now, &plan).await?;
+    let id = plans::add_version_in(&mut tx, now, &plan).await?;
     let mut told = 0;
     if body.applies_to_existing {
         let earliest = Time(now.0 + app.policy.price_change_notice);
-        for resource in repository::announce_price_in(&mut tx, &body.code, body.price_cents).await? {
+        for resource in plans::announce_price_in(&mut tx, &body.code, body.price_cents).await? {
             let key = format!("price_change:{}:{id}", resource.id);
             mailer::notify_in(&mut tx, templates::price_change(&resource, key, body.price_cents, earliest), now)
                 .await?;
@@ -360,7 +362,7 @@ async fn add_plan(
     let event = Event { subject: Subject::Other("plan", id.0), action: "plan.version_added", before: None, after };
     events::record_in(&mut tx, now, &cause, event).await?;
     tx.commit().await?;
-    let plan = repository::plan(&app.pool, id).await?.ok_or_else(|| Problem::not_found("plan"))?;
+    let plan = plans::find(&app.pool, id).await?.ok_or_else(|| Problem::not_found("plan"))?;
     Ok((StatusCode::CREATED, Json(plan)))
 }
 

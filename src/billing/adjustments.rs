@@ -12,6 +12,7 @@ use super::{
     rules::{self, Policy},
 };
 use crate::{
+    alerts,
     api::error::Problem,
     audit::events::{self, Cause, Event, Subject},
     clock::Time,
@@ -220,7 +221,7 @@ pub async fn resolve_topup_in(
     )
     .execute(&mut *connection)
     .await?;
-    repository::resolve_alert_in(connection, "topup_unresolved", &id.to_string(), at).await?;
+    alerts::resolve_in(connection, "topup_unresolved", &id.to_string(), at).await?;
     let action = match resolution {
         Resolution::Credit { .. } => "credit",
         Resolution::ReleaseHeld => "release_held",

@@ -218,7 +218,7 @@ pub async fn balances(executor: impl PgExecutor<'_>, user: UserId) -> sqlx::Resu
     .await
 }
 
-/// A transfer that is reserved and neither posted nor voided: what an order or a return from suspension set aside.
+/// What an order, a return from suspension or an upgrade set aside.
 #[derive(Debug, Clone, Copy)]
 struct OpenReserve {
     promotional: Usd,
@@ -240,7 +240,7 @@ async fn reserve_of(connection: &mut PgConnection, key: &str) -> sqlx::Result<Op
 /// What the two ends of a reserve have in common.
 #[derive(Debug, Clone)]
 pub struct Reserve {
-    /// The reserve's key, `reserve:<order>` or `resume:<attempt>`: its parts are `<key>:promotional` and `<key>:paid`.
+    /// The reserve's key, `reserve:<order>`, `resume:<attempt>` or `resize:<attempt>`: its parts are `<key>:promotional` and `<key>:paid`.
     pub key: String,
     /// Whose.
     pub user_id: UserId,
@@ -248,6 +248,40 @@ pub struct Reserve {
     pub resource_id: ResourceId,
     /// From which order.
     pub order_id: Option<OrderId>,
+}
+
+/// Sets money aside until something is delivered, in two parts. Safe to repeat.
+///
+/// # Errors
+/// Those of the database; a balance that does not cover it is one of them, and nothing is set aside then.
+pub async fn reserve_in(
+    connection: &mut PgConnection,
+    reserve: &Reserve,
+    cause: &str,
+    (from_promotional, from_paid): (Usd, Usd),
+    at: Time,
+) -> sqlx::Result<()> {
+    let transfers: Vec<Transfer> = [
+        (Account::Promotional(reserve.user_id), from_promotional, "promotional"),
+        (Account::Paid(reserve.user_id), from_paid, "paid"),
+    ]
+    .into_iter()
+    .filter(|(_, amount, _)| amount.is_positive())
+    .map(|(debit, amount, part)| Transfer {
+        debit,
+        credit: Account::Reserved(reserve.user_id),
+        amount,
+        kind: TransferKind::Reserve,
+        idempotency_key: format!("{}:{part}", reserve.key),
+        cause: cause.to_owned(),
+        user_id: reserve.user_id,
+        resource_id: Some(reserve.resource_id),
+        order_id: reserve.order_id,
+        period: None,
+    })
+    .collect();
+    book_in(connection, &transfers, at).await?;
+    Ok(())
 }
 
 /// Earns a reserve: all of it goes to revenue, or its first `arrears` to what the resource owes. Safe to repeat.

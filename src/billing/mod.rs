@@ -2,6 +2,7 @@
 
 pub mod adjustments;
 pub mod ledger;
+pub mod plan_changes;
 pub mod refunds;
 pub mod rules;
 pub mod sweep;
@@ -21,5 +22,5 @@ pub fn price_change(resource: &Resource) -> Option<PriceChange> {
 
 /// What the period of a box that begins at `at` costs.
 pub fn price_at(resource: &Resource, at: Time, policy: &Policy) -> Usd {
-    rules::price_at(resource.price_cents, price_change(resource), at.0, policy)
+    rules::price_at(resource.price_cents, resource.next_plan_price_cents, price_change(resource), at.0, policy)
 }

@@ -33,7 +33,9 @@ pub async fn on_end_in(
     let Some(activated_at) = resource.activated_at else { return Ok(Usd::ZERO) };
     let Some(end) = rules::EndReason::from_word(reason) else { return Ok(Usd::ZERO) };
     let period = rules::Period { start: charge.period.0.0, end: charge.period.1.0 };
-    let refund = rules::refund_on_end(charge.amount - charge.refunded, &period, activated_at.0, at.0, end, policy);
+    let left = rules::refundable(charge.amount, charge.refunded);
+    let price = rules::refundable(resource.price_cents, charge.refunded);
+    let refund = rules::refund_on_end(price, &period, activated_at.0, at.0, end, policy).min(left);
     if refund.is_positive() {
         book_in(connection, resource, &charge, refund, &format!("the box ended ({reason})"), at).await?;
         tracing::info!(resource = %resource.id, %refund, actor = %cause.actor, "refunded at the end of a box");
@@ -81,7 +83,7 @@ pub async fn refund_in(
     Ok(())
 }
 
-/// A charge and what was given back of it.
+/// A charge with the upgrades in its period, and what was given back of it.
 struct Charged {
     key: String,
     amount: Usd,
@@ -101,7 +103,8 @@ async fn charge(connection: &mut PgConnection, resource: &Resource, n: i32) -> s
                (select count(*) from ledger_transfers r
                 where r.resource_id = $2 and r.kind = 'refund' and r.cause like $1 || ' %') as "refunds!"
            from ledger_transfers
-           where idempotency_key in ($1, $1 || ':paid', $1 || ':promotional')"#,
+           where resource_id = $2 and kind in ('charge', 'post')
+             and (idempotency_key in ($1 || ':paid', $1 || ':promotional') or idempotency_key like $1 || ':upgrade-%')"#,
         key,
         resource.id.0,
     )

@@ -1,7 +1,7 @@
 //! The billing sweep: loads a batch of accounts, decides each with the rules, and writes what follows in one transaction.
 //! Charges, which are nearly all of it, are written set by set; the rare rest one by one.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::Serialize;
 use sqlx::{PgConnection, PgPool};
@@ -9,17 +9,19 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
-    ledger::{self, Account as LedgerAccount, Transfer, TransferKind},
+    ledger::{self, Account as LedgerAccount, Reserve, Transfer, TransferKind},
+    plan_changes,
     rules::{self, Account, Action, BoxState, BoxStatus, Interlocks, NoticeState, PaymentInFlight, Policy},
 };
 use crate::{
+    alerts,
     app::App,
     audit::events::Cause,
     clock::Time,
     ids::{AttemptId, ResourceId, UserId},
     mailer::{self, templates},
     money::Usd,
-    seedbox::{Operation, Resource, Status, SuspendReason, repository},
+    seedbox::{Operation, Resource, Status, SuspendReason, operations, repository},
     workers::StepError,
 };
 
@@ -133,6 +135,7 @@ async fn load_in(connection: &mut PgConnection, users: &[UserId]) -> sqlx::Resul
             end_asked: asked(id, Operation::Terminate),
             price: resource.price_cents,
             price_change: super::price_change(&resource),
+            next_plan_price: resource.next_plan_price_cents,
             anchor: resource.anchor_at.unwrap_or(resource.created_at).0,
             periods_charged: u32::try_from(resource.periods_charged).unwrap_or(0),
             priority: resource.priority,
@@ -270,6 +273,7 @@ async fn settle_in(
     let loaded = load_in(connection, users).await?;
     let mut blast = None;
     let mut charges = Charges::default();
+    let mut plans_due = BTreeSet::new();
     let (mut swept, mut next_at) = (Vec::new(), Vec::new());
     for of in &loaded {
         let decision = rules::decide(&of.account, now.0, policy, interlocks);
@@ -290,6 +294,9 @@ async fn settle_in(
                         (*from_promotional, *from_paid),
                     );
                     *nth += 1;
+                    if of.resources[id].next_plan_id.is_some() {
+                        plans_due.insert(*id);
+                    }
                 }
                 Action::Suspend { .. } | Action::End { unpaid: true, .. } => {
                     if blast.is_none() {
@@ -303,7 +310,7 @@ async fn settle_in(
                             "{} boxes of {} were suspended or ended in the last hour; the rest waits. Resolve this alert to let it go on for an hour.",
                             blast.already, blast.fleet
                         );
-                        repository::alert(&mut *connection, "blast_limit", "billing sweep", &detail, now).await?;
+                        alerts::raise(&mut *connection, "blast_limit", "billing sweep", &detail, now).await?;
                         let retry = now.0 + policy.interlock_retry;
                         again = Some(again.map_or(retry, |at| at.min(retry)));
                     }
@@ -316,6 +323,9 @@ async fn settle_in(
         next_at.push(Time(again.unwrap_or(now.0 + rules::DAY * 30)));
     }
     charges.write_in(connection, now).await?;
+    for id in plans_due {
+        plan_changes::take_next_in(connection, id, now).await?;
+    }
     sqlx::query!(
         "update seedbox_billing_accounts a set next_sweep_at = t.at
          from unnest($1::uuid[], $2::timestamptz[]) as t (user_id, at) where a.user_id = t.user_id",
@@ -457,47 +467,20 @@ async fn act_in(connection: &mut PgConnection, of: &Loaded, action: &Action, now
         }
         Action::Suspend { id } => {
             let reason = SuspendReason::Billing.as_str();
-            repository::request_operation_in(
-                connection,
-                AttemptId::new(),
-                *id,
-                Operation::Suspend,
-                reason,
-                now,
-                &cause,
-            )
-            .await?;
+            operations::request_in(connection, AttemptId::new(), *id, Operation::Suspend, reason, now, &cause).await?;
         }
         Action::Resume { id, arrears, price, from_promotional, from_paid } => {
             let attempt = AttemptId::new();
             let resource = &of.resources[id];
             let reason = SuspendReason::Billing.as_str();
-            if !repository::request_operation_in(connection, attempt, *id, Operation::Resume, reason, now, &cause)
-                .await?
-            {
+            if !operations::request_in(connection, attempt, *id, Operation::Resume, reason, now, &cause).await? {
                 return Ok(());
             }
             repository::set_resume_terms_in(connection, attempt, resource, *arrears, *price).await?;
-            let transfers: Vec<Transfer> = [
-                (LedgerAccount::Promotional(of.user), *from_promotional, "promotional"),
-                (LedgerAccount::Paid(of.user), *from_paid, "paid"),
-            ]
-            .into_iter()
-            .filter(|(_, amount, _)| amount.is_positive())
-            .map(|(debit, amount, part)| Transfer {
-                debit,
-                credit: LedgerAccount::Reserved(of.user),
-                amount,
-                kind: TransferKind::Reserve,
-                idempotency_key: format!("resume:{attempt}:{part}"),
-                cause: format!("return of {}", resource.label),
-                user_id: of.user,
-                resource_id: Some(*id),
-                order_id: None,
-                period: None,
-            })
-            .collect();
-            ledger::book_in(connection, &transfers, now).await?;
+            let reserve =
+                Reserve { key: format!("resume:{attempt}"), user_id: of.user, resource_id: *id, order_id: None };
+            let cause = format!("return of {}", resource.label);
+            ledger::reserve_in(connection, &reserve, &cause, (*from_promotional, *from_paid), now).await?;
         }
         Action::WipeNotice { id, index, days, not_before, pay } => {
             let resource = &of.resources[id];
@@ -507,16 +490,8 @@ async fn act_in(connection: &mut PgConnection, of: &Loaded, action: &Action, now
         }
         Action::End { id, unpaid } => {
             let reason = if *unpaid { SuspendReason::Billing.as_str() } else { "user" };
-            repository::request_operation_in(
-                connection,
-                AttemptId::new(),
-                *id,
-                Operation::Terminate,
-                reason,
-                now,
-                &cause,
-            )
-            .await?;
+            operations::request_in(connection, AttemptId::new(), *id, Operation::Terminate, reason, now, &cause)
+                .await?;
         }
         Action::Runway { days, stops_at, short_by } => {
             set_runway_in(connection, of.user, Some(*days)).await?;
@@ -527,7 +502,7 @@ async fn act_in(connection: &mut PgConnection, of: &Loaded, action: &Action, now
         Action::RunwayRestored => set_runway_in(connection, of.user, None).await?,
         Action::ClockAlarm => {
             let detail = "the clock is behind the last audit checkpoint: nothing is charged until it has caught up";
-            repository::alert(&mut *connection, "clock_went_back", "clock", detail, now).await?;
+            alerts::raise(&mut *connection, "clock_went_back", "clock", detail, now).await?;
         }
     }
     Ok(())

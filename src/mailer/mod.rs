@@ -13,11 +13,11 @@ use tokio::io::AsyncWriteExt;
 use uuid::Uuid;
 
 use crate::{
-    accounts,
+    accounts, alerts,
     clock::Time,
     ids::{ResourceId, UserId},
     jobs::{self, Job},
-    seedbox::repository,
+    seedbox::plans,
 };
 
 pub mod templates;
@@ -229,7 +229,7 @@ pub async fn send_waiting(pool: &PgPool, mailer: &dyn Mailer, public_url: &str, 
                 .execute(pool)
                 .await?;
                 if let Some(notice) = mail.notice_id {
-                    repository::price_was_told(pool, notice, at).await?;
+                    plans::price_was_told(pool, notice, at).await?;
                     sqlx::query!(
                         "update seedbox_billing_accounts set next_sweep_at = least(next_sweep_at, $2) where user_id = $1",
                         mail.user_id.0,
@@ -243,7 +243,7 @@ pub async fn send_waiting(pool: &PgPool, mailer: &dyn Mailer, public_url: &str, 
                 tracing::warn!(mail = %mail.id, tries = mail.tries, error, "the mailer did not take a mail");
                 if mail.tries == UNDELIVERABLE_AFTER {
                     let detail = format!("'{}' was refused {} times: {error}", mail.subject, mail.tries);
-                    repository::alert(pool, "mail_undeliverable", &mail.user_id.to_string(), &detail, at).await?;
+                    alerts::raise(pool, "mail_undeliverable", &mail.user_id.to_string(), &detail, at).await?;
                 }
                 sqlx::query!("update mail_outbox set last_error = left($2, 500) where id = $1", mail.id, error)
                     .execute(pool)

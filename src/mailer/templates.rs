@@ -6,9 +6,9 @@ use super::{CREDENTIALS_LINK, Notice};
 use crate::{
     billing::rules::Policy,
     clock::Time,
-    ids::{ResourceId, UserId},
+    ids::{AttemptId, ResourceId, UserId},
     money::Usd,
-    seedbox::{Resource, SuspendReason},
+    seedbox::{Plan, Resource, SuspendReason},
 };
 
 /// `3 February 2027, 14:05 UTC`.
@@ -203,6 +203,24 @@ pub fn credentials_rotated(resource: &Resource) -> Notice<'static> {
     let key = format!("credentials_rotated:{}:{}", resource.id, resource.credentials_version);
     let facts = json!({ "credentials_version": resource.credentials_version });
     about(resource, "credentials_rotated", key, facts, format!("{} has a new password", resource.label), body)
+}
+
+/// The box has another plan.
+pub fn plan_changed(resource: &Resource, plan: &Plan, attempt: &AttemptId) -> Notice<'static> {
+    let until = resource.paid_until.map_or_else(String::new, |until| format!(" It is paid until {}.", date(until)));
+    let body = format!(
+        "Your seedbox \"{}\" now has the plan {}, with the same data and the same login as before.{until}\n\n\
+         From then on a month costs {}. Your statement shows what the change cost, to the cent.\n",
+        resource.label, plan.name, plan.price_cents,
+    );
+    about(
+        resource,
+        "plan_changed",
+        format!("plan_changed:{attempt}"),
+        json!({ "plan_id": plan.id, "price_cents": plan.price_cents, "paid_until": resource.paid_until }),
+        format!("{} has the plan {}", resource.label, plan.name),
+        body,
+    )
 }
 
 /// The box is gone, with the proof.

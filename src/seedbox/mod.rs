@@ -10,6 +10,8 @@ use crate::{
 };
 
 pub mod lifecycle;
+pub mod operations;
+pub mod plans;
 pub mod repository;
 
 /// A text column with a closed set of values, the same words in SQL, JSON and Rust.
@@ -91,6 +93,8 @@ words! {
         Resume = "resume",
         /// Replace its password.
         RotateCredentials = "rotate_credentials",
+        /// Give it the size of another plan.
+        Resize = "resize",
         /// Wipe and delete it.
         Terminate = "terminate",
     }
@@ -158,6 +162,8 @@ pub struct Resource {
     pub arrears_cents: Usd,
     pub hold_until: Option<Time>,
     pub ends_at_period_end: bool,
+    pub next_plan_id: Option<PlanId>,
+    pub next_plan_price_cents: Option<Usd>,
     pub terminated_at: Option<Time>,
     pub wipe_certificate: Option<serde_json::Value>,
     pub created_at: Time,

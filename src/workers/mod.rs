@@ -12,6 +12,7 @@ use sqlx::PgPool;
 use tokio::sync::watch;
 
 use crate::{
+    alerts,
     app::App,
     audit::chain,
     billing::sweep::CLOCK_JUMPED,
@@ -19,7 +20,7 @@ use crate::{
     ids::{AttemptId, TopupId, UserId},
     jobs::{self, Job},
     mailer, secrets,
-    seedbox::{lifecycle::TransitionError, repository},
+    seedbox::{lifecycle::TransitionError, operations},
 };
 
 pub mod payments;
@@ -131,7 +132,7 @@ tasks! {
             Err(StepError::Transition(TransitionError::Stale)) => Next::Again(Duration::from_millis(50)),
             other => other?,
         };
-        if let (Next::Again(wait), Some(attempt)) = (next, repository::attempt(&app.pool, task.attempt_id).await?) {
+        if let (Next::Again(wait), Some(attempt)) = (next, operations::find(&app.pool, task.attempt_id).await?) {
             again(&app, Job::Operate { attempt: attempt.id, resource: attempt.resource_id }, wait).await?;
         }
         Ok(())
@@ -234,7 +235,7 @@ async fn report_jump(app: &App, jump: SignedDuration) -> sqlx::Result<()> {
          this alert is resolved; look at what would happen first",
         jump.abs().as_secs()
     );
-    repository::alert(&app.pool, CLOCK_JUMPED, "clock", &detail, app.now()).await
+    alerts::raise(&app.pool, CLOCK_JUMPED, "clock", &detail, app.now()).await
 }
 
 /// Asks for every periodic job once.

@@ -7,6 +7,7 @@ use rust_decimal::Decimal;
 
 use super::{Next, StepError};
 use crate::{
+    alerts,
     app::App,
     billing::{
         rules::payments as rules,
@@ -19,7 +20,6 @@ use crate::{
     money::Usd,
     orders,
     payments::{CreatePayment, Error as GatewayError, Observation, PaymentStatus},
-    seedbox::repository,
 };
 
 /// After so many idempotency keys that the gateway burned, something else is wrong.
@@ -60,8 +60,7 @@ pub async fn open(app: &App, id: TopupId) -> Result<Next, StepError> {
             let age = app.now().duration_since(topup.created_at.0);
             let hopeless = matches!(error, GatewayError::Refused { .. } | GatewayError::BurnedKey { .. });
             if hopeless || age > jiff::SignedDuration::from_hours(24) {
-                repository::alert(&app.pool, "topup_not_opened", &id.to_string(), &error.to_string(), app.now())
-                    .await?;
+                alerts::raise(&app.pool, "topup_not_opened", &id.to_string(), &error.to_string(), app.now()).await?;
                 sqlx::query!("update topup_intents set status = 'failed', version = version + 1 where id = $1 and status = 'created'", id.0)
                     .execute(&app.pool)
                     .await?;
@@ -228,7 +227,7 @@ pub async fn check(app: &App, id: TopupId) -> Result<Next, StepError> {
     }
     if let Some(reason) = outcome.unresolved {
         let detail = format!("payment {payment_id}: {reason}; expected {expected}, received {:?}", seen.received);
-        repository::alert(&app.pool, "topup_unresolved", &id.to_string(), &detail, now).await?;
+        alerts::raise(&app.pool, "topup_unresolved", &id.to_string(), &detail, now).await?;
     }
     if outcome.credit.is_positive() {
         let mut tx = app.pool.begin().await?;

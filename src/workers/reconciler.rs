@@ -2,12 +2,12 @@
 //! asking again for work that is written down, and tells an operator the rest.
 
 use crate::{
+    alerts,
     app::App,
     billing::ledger,
     clock::Time,
     ids::{AttemptId, ResourceId},
     jobs::{self, Job},
-    seedbox::repository,
 };
 
 use super::StepError;
@@ -67,7 +67,7 @@ async fn report_stuck(app: &App) -> sqlx::Result<()> {
                 since.as_mins(),
                 limit.as_mins()
             );
-            repository::alert(&app.pool, "stuck", &resource.id.to_string(), &detail, now).await?;
+            alerts::raise(&app.pool, "stuck", &resource.id.to_string(), &detail, now).await?;
         }
     }
     Ok(())
@@ -89,7 +89,7 @@ async fn report_not_forwarded(app: &App) -> sqlx::Result<()> {
             topup.credited_cents,
             topup.payment_id.unwrap_or_default()
         );
-        repository::alert(&app.pool, "not_forwarded", &topup.id.to_string(), &detail, now).await?;
+        alerts::raise(&app.pool, "not_forwarded", &topup.id.to_string(), &detail, now).await?;
     }
     Ok(())
 }
@@ -105,7 +105,7 @@ async fn report_dead_jobs(app: &App) -> sqlx::Result<()> {
     .await?;
     for (identifier, id, error) in dead {
         let detail = format!("job {id} ({identifier}) ran out of tries: {}", error.unwrap_or_default());
-        repository::alert(&app.pool, "job_failed", &format!("{identifier}:{id}"), &detail, app.now()).await?;
+        alerts::raise(&app.pool, "job_failed", &format!("{identifier}:{id}"), &detail, app.now()).await?;
     }
     Ok(())
 }
@@ -124,7 +124,7 @@ async fn report_ledger(app: &App) -> sqlx::Result<()> {
             check.sum_cents,
             check.mismatches.len()
         );
-        repository::alert(&app.pool, "ledger_unsound", "ledger", &detail, app.now()).await?;
+        alerts::raise(&app.pool, "ledger_unsound", "ledger", &detail, app.now()).await?;
     }
     Ok(())
 }

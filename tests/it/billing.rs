@@ -1,7 +1,7 @@
 //! Months, lapses and returns, through the workers, on a clock that is moved.
 
 use jiff::SignedDuration;
-use seedplane::{billing::sweep::CLOCK_JUMPED, seedbox::repository};
+use seedplane::{alerts, billing::sweep::CLOCK_JUMPED};
 use seedplane_provisioning::memory::Verb;
 use serde_json::json;
 
@@ -169,7 +169,7 @@ async fn a_hold_and_a_clock_that_jumped_stop_a_suspension_until_an_operator_lets
     let hold = json!({ "until": until, "reason": "they are on holiday" });
     test.post(&operator, &format!("/api/operator/resources/{id}/hold"), hold).await;
     let now = test.app.now();
-    repository::alert(&test.app.pool, CLOCK_JUMPED, "clock", "the clock jumped", now).await.unwrap();
+    alerts::raise(&test.app.pool, CLOCK_JUMPED, "clock", "the clock jumped", now).await.unwrap();
     for what in ["held", "the clock jumped"] {
         test.advance(DAY * 2).await;
         test.idle().await;

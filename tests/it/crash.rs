@@ -87,13 +87,12 @@ impl Server {
             .unwrap()
     }
 
-    /// Kills it, and sees that no box outlives it.
-    async fn kill(&self, mut child: Child) {
+    /// Kills it, and sees that no torrent client outlives it. What else it had started is for the next start to end.
+    async fn kill(&self, mut child: Child) -> Vec<Process> {
         let below = descendants(i32::try_from(child.id()).unwrap());
         child.kill().unwrap();
         child.wait().unwrap();
-        // The database stops by itself, in its own time. The sandbox's own process can be left behind when it dies before it
-        // has put anything in it; no torrent client may be.
+        // The database stops by itself, in its own time. A sandbox that dies while it sets itself up can leave a half of it.
         let aside = |name: &str| name.starts_with("postgres") || name.starts_with("bwrap");
         let boxes: Vec<_> = below.iter().filter(|(_, name)| !aside(name)).collect();
         let killed = Instant::now();
@@ -101,6 +100,7 @@ impl Server {
             assert!(killed.elapsed() < Duration::from_secs(10), "{name} {process:?} outlives the control plane");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        below.into_iter().map(|(process, _)| process).collect()
     }
 }
 
@@ -353,6 +353,7 @@ async fn killed_at_random_moments_nothing_is_lost_or_done_twice() {
         }
     });
     let mut dice = Dice(seed | 1);
+    let mut before = Vec::new();
     for kill in 1..=KILLS {
         // Some die while they start, most while they work.
         let wait = Duration::from_millis(300 + dice.below(4_500));
@@ -360,11 +361,13 @@ async fn killed_at_random_moments_nothing_is_lost_or_done_twice() {
         if telling.is_finished() {
             break;
         }
-        server.kill(child).await;
+        before.extend(server.kill(child).await);
         child = server.start();
         // Every other time it is let come up, and looked at.
         if kill % 2 == 0 || kill == KILLS {
             check(&server, &mut child, kill).await;
+            let left: Vec<Process> = before.drain(..).filter(|process| lives(*process)).collect();
+            assert!(left.is_empty(), "{left:?} are left of an earlier start after kill {kill}");
         }
     }
     stop.store(true, Ordering::Relaxed);

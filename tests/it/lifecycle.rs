@@ -162,7 +162,9 @@ async fn a_stranger_gets_404_everywhere() {
         for (method, operation) in methods.as_object().unwrap() {
             let open = operation["security"].as_array().is_some_and(|security| security.contains(&json!({})));
             let url = path.clone();
-            let url = if path.contains("/resources/") {
+            let url = if path.ends_with("/upgrade") {
+                url.replace("{id}", &id) + "?plan_id=" + &id
+            } else if path.contains("/resources/") {
                 url.replace("{id}", &id)
             } else if path.contains("/orders/") {
                 url.replace("{id}", &order)
@@ -177,6 +179,7 @@ async fn a_stranger_gets_404_everywhere() {
                 }
                 "terminate" => json!({ "confirm_label": "Small" }),
                 "priority" => json!({ "priority": 1 }),
+                "upgrade" => json!({ "plan_id": id }),
                 _ => json!({}),
             };
             let method: Method = method.to_uppercase().parse().unwrap();

@@ -12,6 +12,7 @@ mod lifecycle;
 mod operator_money;
 mod payments;
 mod payments_gateway;
+mod plan_changes;
 mod provider_contract;
 mod scale;
 mod schema;

@@ -16,8 +16,13 @@ struct InMemory(MemoryProvider);
 impl Probe for InMemory {
     type Session = MemorySession;
 
-    async fn login(&self, machine: &Machine, _web_url: &str, credentials: &Credentials) -> Option<MemorySession> {
-        self.0.login(machine.resource_id, credentials)
+    async fn login(
+        &self,
+        machine: &Machine,
+        _web_url: &str,
+        credentials: &Credentials,
+    ) -> Result<MemorySession, String> {
+        self.0.login(machine.resource_id, credentials).ok_or_else(|| "refused".to_owned())
     }
 
     async fn session_is_good(&self, session: &MemorySession) -> bool {
@@ -31,8 +36,8 @@ struct Web;
 impl Probe for Web {
     type Session = Session;
 
-    async fn login(&self, _machine: &Machine, web_url: &str, credentials: &Credentials) -> Option<Session> {
-        Session::login(web_url, credentials).await.ok()
+    async fn login(&self, _machine: &Machine, web_url: &str, credentials: &Credentials) -> Result<Session, String> {
+        Session::login(web_url, credentials).await.map_err(|error| error.to_string())
     }
 
     async fn session_is_good(&self, session: &Session) -> bool {
@@ -68,6 +73,28 @@ async fn real_boxes_on_this_machine() {
         .filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'))
         .count();
     assert_eq!(left, 0, "nothing is left in {}", folder.display());
+}
+
+/// Two control planes on one machine, each with its own folder: what one does to its boxes leaves the other's alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn control_planes_on_one_machine_leave_each_other_alone() {
+    let mut sides = Vec::new();
+    for name in ["one", "other"] {
+        let provider = LocalProvider::new(LocalConfig::new(crate::support::temporary(name))).unwrap();
+        let credentials = Credentials { username: "seed".to_owned(), password: node::random_password() };
+        let spec = MachineSpec { resource_id: uuid::Uuid::now_v7(), size: "small".to_owned(), credentials };
+        let machine = provider.create(&spec).await.unwrap();
+        let url = until(&provider, &machine, MachineState::Running).await;
+        let session = Session::login(&url, &spec.credentials).await.unwrap();
+        sides.push((provider, machine, session));
+    }
+    let [(one, mine, _), (other, theirs, session)] = &sides[..] else { unreachable!("two were made") };
+    one.suspend(&mine.resource_ref, SuspendMode::Service).await.unwrap();
+    one.terminate(&mine.resource_ref).await.unwrap();
+    one.stop_all().await;
+    one.start_all().await.unwrap();
+    session.version().await.expect("the other's box was never stopped: the session is still good");
+    other.terminate(&theirs.resource_ref).await.unwrap();
 }
 
 /// Waits until a box is in a state; its address.

@@ -71,6 +71,15 @@ async fn the_same_key_orders_once() {
     assert_eq!(test.get(&buyer, "/api/seedbox/orders").await.as_array().unwrap().len(), 1);
     let account = test.get(&buyer, "/api/billing/account").await;
     assert_eq!(account["available_cents"].as_i64().unwrap(), 3500, "charged once");
+    // Placed and paid in one transaction: a crash leaves no order waiting for money that is there.
+    let transactions: i64 = sqlx::query_scalar(
+        "select count(distinct xmin::text) from seedbox_audit_events where subject_kind = 'order' and subject_id = $1::uuid",
+    )
+    .bind(order["id"].as_str())
+    .fetch_one(&test.app.pool)
+    .await
+    .unwrap();
+    assert_eq!(transactions, 1);
     // The answer was lost before it was kept: the same request finds what it made.
     sqlx::query("update idempotency_keys set response_status = null, created_at = created_at - interval '1 hour'")
         .execute(&test.world.owner().await)

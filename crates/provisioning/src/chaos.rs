@@ -104,6 +104,10 @@ impl<P: ProvisioningProvider> ProvisioningProvider for Chaos<P> {
         self.trouble(|| self.inner.rotate_credentials(resource_ref, credentials)).await
     }
 
+    async fn resize(&self, resource_ref: &ResourceRef, size: &str) -> Result<()> {
+        self.trouble(|| self.inner.resize(resource_ref, size)).await
+    }
+
     async fn terminate(&self, resource_ref: &ResourceRef) -> Result<Termination> {
         self.trouble(|| self.inner.terminate(resource_ref)).await
     }

@@ -1,6 +1,8 @@
 //! The promises of [`ProvisioningProvider`](crate::ProvisioningProvider) as functions. Every provider's tests call
 //! [`run_all`], which calls all of them: none can be left out silently.
 
+#![allow(clippy::print_stdout, reason = "a test says which promises it held a provider to")]
+
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -15,9 +17,14 @@ use crate::{
 #[async_trait]
 pub trait Probe: Send + Sync {
     /// A session with a box.
-    type Session: Send + Sync;
-    /// Logs in; `None` if the login is refused or nothing answers.
-    async fn login(&self, machine: &Machine, web_url: &str, credentials: &Credentials) -> Option<Self::Session>;
+    type Session: Send + Sync + std::fmt::Debug;
+    /// Logs in; why not, if the login is refused or nothing answers.
+    async fn login(
+        &self,
+        machine: &Machine,
+        web_url: &str,
+        credentials: &Credentials,
+    ) -> std::result::Result<Self::Session, String>;
     /// Whether a session still works.
     async fn session_is_good(&self, session: &Self::Session) -> bool;
 }
@@ -29,6 +36,7 @@ struct Run<'a, P: Probe> {
     provider: &'a dyn ProvisioningProvider,
     probe: &'a P,
     size: String,
+    other_size: Option<String>,
 }
 
 /// Calls a verb as the control plane does: again after an error that allows it.
@@ -116,8 +124,8 @@ impl<P: Probe> Run<'_, P> {
     async fn the_delivered_login_works(&self) {
         let (spec, machine, web_url) = self.running().await;
         let wrong = new_credentials();
-        assert!(self.probe.login(&machine, &web_url, &wrong).await.is_none(), "a wrong password is refused");
-        assert!(self.probe.login(&machine, &web_url, &spec.credentials).await.is_some(), "the right one is not");
+        assert!(self.probe.login(&machine, &web_url, &wrong).await.is_err(), "a wrong password is refused");
+        self.probe.login(&machine, &web_url, &spec.credentials).await.expect("the right one is not");
         self.end(&machine).await;
     }
 
@@ -128,16 +136,13 @@ impl<P: Probe> Run<'_, P> {
             self.suspend(&machine, mode).await;
             self.suspend(&machine, mode).await;
             assert!(!self.probe.session_is_good(&session).await, "an open session is cut");
-            assert!(self.probe.login(&machine, &web_url, &spec.credentials).await.is_none(), "its owner cannot get in");
+            assert!(self.probe.login(&machine, &web_url, &spec.credentials).await.is_err(), "its owner cannot get in");
             let refused = self.provider.rotate_credentials(&machine.resource_ref, &new_credentials()).await;
             assert!(refused.is_err(), "no new password while suspended");
             insist("resume", || self.provider.resume(&machine.resource_ref)).await;
             insist("resume", || self.provider.resume(&machine.resource_ref)).await;
             let web_url = self.until(&machine.resource_ref, &MachineState::Running).await;
-            assert!(
-                self.probe.login(&machine, &web_url, &spec.credentials).await.is_some(),
-                "the same login after a return"
-            );
+            self.probe.login(&machine, &web_url, &spec.credentials).await.expect("the same login after a return");
         }
         self.end(&machine).await;
     }
@@ -148,11 +153,48 @@ impl<P: Probe> Run<'_, P> {
         let fresh = new_credentials();
         insist("rotate_credentials", || self.provider.rotate_credentials(&machine.resource_ref, &fresh)).await;
         assert!(!self.probe.session_is_good(&session).await, "an old session is dead");
-        assert!(self.probe.login(&machine, &web_url, &spec.credentials).await.is_none(), "the old password is dead");
-        assert!(self.probe.login(&machine, &web_url, &fresh).await.is_some(), "the new one works at once");
+        assert!(self.probe.login(&machine, &web_url, &spec.credentials).await.is_err(), "the old password is dead");
+        self.probe.login(&machine, &web_url, &fresh).await.expect("the new one works at once");
         insist("rotate_credentials", || self.provider.rotate_credentials(&machine.resource_ref, &fresh)).await;
-        assert!(self.probe.login(&machine, &web_url, &fresh).await.is_some(), "safe to repeat");
+        self.probe.login(&machine, &web_url, &fresh).await.expect("safe to repeat");
         self.end(&machine).await;
+    }
+
+    async fn resize_keeps_the_login(&self) {
+        let Some(other) = &self.other_size else {
+            println!("{}: SKIPPED resize_keeps_the_login, it offers one size only", self.provider.name());
+            return;
+        };
+        let (spec, machine, _) = self.running().await;
+        for _ in 0..2 {
+            insist("resize", || self.provider.resize(&machine.resource_ref, other)).await;
+            let web_url = self.until(&machine.resource_ref, &MachineState::Running).await;
+            self.probe.login(&machine, &web_url, &spec.credentials).await.expect("the same login");
+        }
+        let size = insist("status", || self.provider.status(&machine.resource_ref)).await.size;
+        assert!(size.is_none_or(|size| size == *other), "it has the new size");
+        self.refuses("an unknown size", || self.provider.resize(&machine.resource_ref, "no-such-size")).await;
+        self.until(&machine.resource_ref, &MachineState::Running).await;
+        self.suspend(&machine, SuspendMode::Service).await;
+        self.refuses("while suspended", || self.provider.resize(&machine.resource_ref, &self.size)).await;
+        assert_eq!(insist("status", || self.provider.status(&machine.resource_ref)).await.state, MachineState::Stopped);
+        self.end(&machine).await;
+    }
+
+    /// Asks until the answer is a refusal; a success is none.
+    async fn refuses<T: std::fmt::Debug, F: Future<Output = Result<T, Error>>>(
+        &self,
+        what: &str,
+        call: impl Fn() -> F,
+    ) {
+        let started = Instant::now();
+        loop {
+            match call().await {
+                Err(Error::Refused { .. }) => return,
+                Err(Error::Transient { .. } | Error::Unknown(_)) if started.elapsed() < PATIENCE => {}
+                other => panic!("{what}: expected a refusal, not {other:?}"),
+            }
+        }
     }
 
     async fn terminate_leaves_nothing(&self) {
@@ -162,7 +204,7 @@ impl<P: Probe> Run<'_, P> {
         self.end(&machine).await;
         self.until(&machine.resource_ref, &MachineState::Gone).await;
         assert_eq!(self.twins(spec.resource_id).await, 0, "nothing carries our tag any more");
-        assert!(self.probe.login(&machine, &web_url, &spec.credentials).await.is_none(), "nothing answers");
+        assert!(self.probe.login(&machine, &web_url, &spec.credentials).await.is_err(), "nothing answers");
     }
 
     async fn what_is_not_there_is_said_so(&self) {
@@ -180,11 +222,11 @@ impl<P: Probe> Run<'_, P> {
 ///
 /// # Panics
 /// At the first promise that is not kept.
-#[allow(clippy::print_stdout, reason = "a test says which promises it held a provider to")]
 pub async fn run_all<P: Probe>(provider: &dyn ProvisioningProvider, probe: &P) {
     let capabilities = insist("capabilities", || provider.capabilities()).await;
-    let size = capabilities.sizes.first().expect("a provider offers at least one size").name.clone();
-    let run = Run { provider, probe, size };
+    let mut sizes = capabilities.sizes.into_iter().map(|size| size.name);
+    let size = sizes.next().expect("a provider offers at least one size");
+    let run = Run { provider, probe, size, other_size: sizes.next() };
     macro_rules! promises {
         ($($promise:ident),* $(,)?) => {$(
             run.$promise().await;
@@ -196,6 +238,7 @@ pub async fn run_all<P: Probe>(provider: &dyn ProvisioningProvider, probe: &P) {
         the_delivered_login_works,
         suspend_cuts_and_resume_restores,
         rotation_ends_the_old_login,
+        resize_keeps_the_login,
         terminate_leaves_nothing,
         what_is_not_there_is_said_so,
     );

@@ -82,6 +82,8 @@ pub struct MachineStatus {
     pub web_url: Option<String>,
     /// Since when it has been so, where the provider can tell.
     pub since: Option<Timestamp>,
+    /// The provider's name of its size, where the provider can tell.
+    pub size: Option<String>,
 }
 
 /// How much a suspension cuts.
@@ -223,6 +225,11 @@ pub trait ProvisioningProvider: Send + Sync + fmt::Debug {
     /// Makes `credentials` the only login. When this returns the old password and every session opened with it are dead
     /// and the service answers again. [`Error::Refused`] while suspended.
     async fn rotate_credentials(&self, resource_ref: &ResourceRef, credentials: &Credentials) -> Result<()>;
+
+    /// Gives the machine another size, one of [`Capabilities::sizes`], and keeps its data and its login. `Ok` once it has
+    /// that size and was started again; [`status`](Self::status) tells when it answers. [`Error::Refused`] while suspended,
+    /// and where the size cannot be had for this machine: it is left as it was then.
+    async fn resize(&self, resource_ref: &ResourceRef, size: &str) -> Result<()>;
 
     /// Wipes and deletes the machine and everything beside it that would still cost.
     async fn terminate(&self, resource_ref: &ResourceRef) -> Result<Termination>;

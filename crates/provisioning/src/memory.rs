@@ -24,6 +24,7 @@ pub enum Verb {
     Suspend,
     Resume,
     RotateCredentials,
+    Resize,
     Terminate,
     ListOwned,
 }
@@ -31,6 +32,7 @@ pub enum Verb {
 #[derive(Debug, Clone)]
 struct Held {
     password: String,
+    size: String,
     sessions_from: u64,
     polls_left: u32,
     stopped: bool,
@@ -114,6 +116,16 @@ impl MemoryProvider {
     }
 }
 
+/// Name, disk in GB, monthly cost in cents.
+const SIZES: [(&str, u32, i64); 2] = [("small", 50, 400), ("large", 500, 1_600)];
+
+fn check_size(size: &str) -> Result<()> {
+    match SIZES.iter().any(|(name, ..)| *name == size) {
+        true => Ok(()),
+        false => Err(Error::Refused { why: format!("there is no size '{size}'") }),
+    }
+}
+
 fn find<'a>(state: &'a mut State, resource_ref: &ResourceRef) -> Result<&'a mut Held> {
     let id: Option<Uuid> = resource_ref.0.strip_prefix("memory-").and_then(|id| id.parse().ok());
     id.and_then(|id| state.boxes.get_mut(&id)).ok_or_else(|| Error::NotFound(resource_ref.clone()))
@@ -131,7 +143,9 @@ impl ProvisioningProvider for MemoryProvider {
 
     async fn capabilities(&self) -> Result<Capabilities> {
         Ok(Capabilities {
-            sizes: vec![Size { name: "small".to_owned(), disk_gb: 50, monthly_cost_cents: 400 }],
+            sizes: SIZES
+                .map(|(name, disk_gb, monthly_cost_cents)| Size { name: name.to_owned(), disk_gb, monthly_cost_cents })
+                .to_vec(),
             user_data_limit_bytes: None,
             readable_while_suspended: true,
             stopped_costs: false,
@@ -141,10 +155,11 @@ impl ProvisioningProvider for MemoryProvider {
 
     async fn create(&self, spec: &MachineSpec) -> Result<Machine> {
         let mut state = self.begin(Verb::Create)?;
+        check_size(&spec.size)?;
         let polls_left = state.build_polls;
         if let Entry::Vacant(place) = state.boxes.entry(spec.resource_id) {
             let password = spec.credentials.password.expose_secret().to_owned();
-            place.insert(Held { password, sessions_from: 0, polls_left, stopped: false });
+            place.insert(Held { password, size: spec.size.clone(), sessions_from: 0, polls_left, stopped: false });
             *state.made.entry(spec.resource_id).or_default() += 1;
         }
         Ok(machine(spec.resource_id))
@@ -152,14 +167,19 @@ impl ProvisioningProvider for MemoryProvider {
 
     async fn status(&self, resource_ref: &ResourceRef) -> Result<MachineStatus> {
         let mut state = self.begin(Verb::Status)?;
-        let status = |state, web_url| MachineStatus { state, web_url, since: None };
-        let Ok(one) = find(&mut state, resource_ref) else { return Ok(status(MachineState::Gone, None)) };
-        let web_url = Some(format!("memory:{resource_ref}"));
-        if one.polls_left > 0 {
+        let Ok(one) = find(&mut state, resource_ref) else {
+            return Ok(MachineStatus { state: MachineState::Gone, web_url: None, since: None, size: None });
+        };
+        let state = if one.polls_left > 0 {
             one.polls_left -= 1;
-            return Ok(status(MachineState::Building, web_url));
-        }
-        Ok(status(if one.stopped { MachineState::Stopped } else { MachineState::Running }, web_url))
+            MachineState::Building
+        } else if one.stopped {
+            MachineState::Stopped
+        } else {
+            MachineState::Running
+        };
+        let web_url = Some(format!("memory:{resource_ref}"));
+        Ok(MachineStatus { state, web_url, since: None, size: Some(one.size.clone()) })
     }
 
     async fn suspend(&self, resource_ref: &ResourceRef, _mode: SuspendMode) -> Result<()> {
@@ -187,6 +207,20 @@ impl ProvisioningProvider for MemoryProvider {
         }
         one.password = credentials.password.expose_secret().to_owned();
         one.sessions_from = sessions;
+        Ok(())
+    }
+
+    async fn resize(&self, resource_ref: &ResourceRef, size: &str) -> Result<()> {
+        let mut state = self.begin(Verb::Resize)?;
+        check_size(size)?;
+        let polls_left = state.build_polls;
+        let one = find(&mut state, resource_ref)?;
+        if one.stopped {
+            return Err(Error::Refused { why: "a suspended box is not resized".to_owned() });
+        }
+        if one.size != size {
+            (one.size, one.polls_left) = (size.to_owned(), polls_left);
+        }
         Ok(())
     }
 

@@ -17,7 +17,7 @@ use crate::{
     ids::{OrderId, PlanId},
     money::Usd,
     orders::{self, Order, OrderStatus},
-    seedbox::{Plan, repository},
+    seedbox::{Plan, plans},
 };
 
 pub(crate) fn routes() -> OpenApiRouter<App> {
@@ -31,7 +31,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
 /// The plans on sale, cheapest first.
 #[utoipa::path(get, path = "/api/seedbox/plans", tag = "seedboxes", security(()), responses((status = 200, body = Vec<Plan>)))]
 async fn list_plans(State(app): State<App>) -> Result<Json<Vec<Plan>>, Problem> {
-    Ok(Json(repository::plans_on_sale(&app.pool).await?))
+    Ok(Json(plans::on_sale(&app.pool).await?))
 }
 
 /// An order to place.

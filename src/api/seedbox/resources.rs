@@ -20,11 +20,14 @@ use crate::{
     app::App,
     audit::events::{self, Cause, Event, RecordedEvent, Subject},
     auth::Customer,
-    billing,
+    billing::{
+        self,
+        plan_changes::{self, PlanChange},
+    },
     clock::Time,
     ids::{AttemptId, OrderId, PlanId, ResourceId},
     money::Usd,
-    seedbox::{Operation, Resource, Status, SuspendReason, repository},
+    seedbox::{Operation, Resource, Status, SuspendReason, operations, repository},
 };
 
 pub(crate) fn routes() -> OpenApiRouter<App> {
@@ -35,6 +38,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(suspend))
         .routes(routes!(resume))
         .routes(routes!(rotate_credentials))
+        .routes(routes!(quote_upgrade, upgrade))
         .routes(routes!(terminate))
         .routes(routes!(credentials))
         .routes(routes!(set_priority))
@@ -75,6 +79,10 @@ pub struct ResourceView {
     hold_until: Option<Time>,
     /// Whether it ends when its paid period does.
     ends_at_period_end: bool,
+    /// The cheaper plan it has from its next month on, if its owner chose one.
+    next_plan_id: Option<PlanId>,
+    /// What the next month costs, in US cents.
+    next_month_cents: Usd,
     created_at: Time,
     activated_at: Option<Time>,
     suspended_at: Option<Time>,
@@ -102,10 +110,12 @@ impl ResourceView {
     /// # Errors
     /// Those of the database.
     pub async fn load(app: &App, resource: Resource) -> Result<Self, Problem> {
-        let attempts = repository::open_attempts(&app.pool, resource.id).await?;
+        let attempts = operations::open_of(&app.pool, resource.id).await?;
         let now = app.now();
         let in_status = now.duration_since(resource.status_since.0);
         Ok(Self {
+            next_month_cents: billing::price_at(&resource, resource.paid_until.unwrap_or(now), &app.policy),
+            next_plan_id: resource.next_plan_id,
             stuck: resource.status.stuck_after().is_some_and(|limit| in_status > limit),
             credentials_shown: resource.credentials_shown_version >= resource.credentials_version,
             operations: attempts
@@ -207,7 +217,7 @@ pub(crate) async fn request(
 ) -> Result<(StatusCode, Json<ResourceView>), Problem> {
     let now = app.now();
     let mut tx = app.pool.begin().await?;
-    repository::request_operation_in(&mut tx, AttemptId(id), resource.id, operation, reason, now, cause).await?;
+    operations::request_in(&mut tx, AttemptId(id), resource.id, operation, reason, now, cause).await?;
     tx.commit().await?;
     let fresh = repository::resource(&app.pool, resource.id).await?.ok_or_else(|| Problem::not_found("box"))?;
     Ok((StatusCode::ACCEPTED, Json(ResourceView::load(app, fresh).await?)))
@@ -280,6 +290,52 @@ async fn rotate_credentials(
         )));
     }
     request(&app, &resource, attempt, Operation::RotateCredentials, "", &customer.cause()).await
+}
+
+/// Another plan for a box.
+#[derive(Deserialize, ToSchema, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+struct OtherPlan {
+    /// A plan of the same provider from `GET /api/seedbox/plans`.
+    plan_id: PlanId,
+}
+
+/// What another plan would cost this box, and from when. Changes nothing.
+#[utoipa::path(get, path = "/api/seedbox/resources/{id}/upgrade", tag = "seedboxes", params(("id" = ResourceId, Path), OtherPlan),
+    responses((status = 200, body = PlanChange), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
+async fn quote_upgrade(
+    State(app): State<App>,
+    customer: Customer,
+    Id(id): Id<Uuid>,
+    Parameters(other): Parameters<OtherPlan>,
+) -> Result<Json<PlanChange>, Problem> {
+    let resource = own(&app, &customer, id).await?;
+    let mut connection = app.pool.acquire().await?;
+    let (change, _) = plan_changes::quote(&mut connection, &resource, other.plan_id, app.now()).await?;
+    Ok(Json(change))
+}
+
+/// Change the plan of a box. A dearer one is had at once, with the same data and login, and costs the difference for the
+/// days that are left of the month; a cheaper one begins with the next month. The plan it has takes a cheaper one to come
+/// back.
+#[utoipa::path(post, path = "/api/seedbox/resources/{id}/upgrade", tag = "seedboxes", params(("id" = ResourceId, Path)),
+    request_body = OtherPlan,
+    responses((status = 202, body = ResourceView), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
+async fn upgrade(
+    State(app): State<App>,
+    customer: Customer,
+    NewId(attempt): NewId,
+    Id(id): Id<Uuid>,
+    Body(other): Body<OtherPlan>,
+) -> Result<(StatusCode, Json<ResourceView>), Problem> {
+    let (owner, cause) = (customer.principal.user_id, customer.cause());
+    let mut tx = app.pool.begin().await?;
+    plan_changes::request_in(&mut tx, AttemptId(attempt), owner, ResourceId(id), other.plan_id, app.now(), &cause)
+        .await?;
+    tx.commit().await?;
+    let fresh = own(&app, &customer, id).await?;
+    Ok((StatusCode::ACCEPTED, Json(ResourceView::load(&app, fresh).await?)))
 }
 
 /// How to end a box.

@@ -19,11 +19,6 @@ pub fn upgrade_price(old: Usd, new: Usd, period: &Period, now: Timestamp) -> Usd
     new.prorate(left, days) - old.prorate(left, days)
 }
 
-/// A downgrade takes effect at the end of the period and gives no credit.
-pub const fn downgrade_is_free() -> Usd {
-    Usd::ZERO
-}
-
 /// Who or what ended a box.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EndReason {
@@ -56,9 +51,10 @@ impl EndReason {
 /// What the end of a box gives back of the running period: pro rata in the first days when its owner ends it, always when
 /// we or the upstream are at fault or an operator decides it, nothing after abuse or for non-payment.
 ///
-/// `charged` is what the period cost, less what was refunded of it before.
+/// `price` is what the whole period costs at the box's present plan, less what was refunded of it before: after an upgrade
+/// both what was paid at first and what the upgrade cost are in it.
 pub fn refund_on_end(
-    charged: Usd,
+    price: Usd,
     period: &Period,
     activated_at: Timestamp,
     now: Timestamp,
@@ -70,10 +66,10 @@ pub fn refund_on_end(
         EndReason::Fault | EndReason::Operator => true,
         EndReason::Abuse | EndReason::Billing => false,
     };
-    if !gives_back || now >= period.end || !charged.is_positive() {
+    if !gives_back || now >= period.end || !price.is_positive() {
         return Usd::ZERO;
     }
-    charged.prorate(days_left(period, now.max(period.start - DAY)), period.days())
+    price.prorate(days_left(period, now.max(period.start - DAY)), period.days())
 }
 
 /// How much of a charge can still be refunded: the sum of its refunds never passes it.
@@ -126,7 +122,6 @@ mod tests {
         assert_eq!(upgrade_price(cents(1500), cents(3000), &period, now), cents(964));
         assert_eq!(upgrade_price(cents(1500), cents(1500), &period, now), Usd::ZERO);
         assert_eq!(upgrade_price(cents(1500), cents(3000), &period, at("2027-02-27T23:00:00Z")), Usd::ZERO);
-        assert_eq!(downgrade_is_free(), Usd::ZERO);
     }
 
     #[test]

@@ -56,6 +56,8 @@ pub struct BoxState {
     pub price: Usd,
     /// A change of it to come.
     pub price_change: Option<PriceChange>,
+    /// The price of the plan that its owner chose from the next month on.
+    pub next_plan_price: Option<Usd>,
     /// The first date.
     pub anchor: Timestamp,
     /// Periods `0..n` are charged; the next to charge is `n`, at `due(anchor, n)`.
@@ -86,7 +88,7 @@ impl BoxState {
 
     /// What the period that begins at `at` costs: a change of price reaches the first renewal long enough after its notice.
     pub fn price_at(&self, at: Timestamp, policy: &Policy) -> Usd {
-        price_at(self.price, self.price_change, at, policy)
+        price_at(self.price, self.next_plan_price, self.price_change, at, policy)
     }
 
     /// The order in which boxes are charged in one run.
@@ -252,10 +254,18 @@ pub struct Decision {
     pub next_at: Option<Timestamp>,
 }
 
-/// What the period that begins at `at` costs a box of this price and change of price.
-pub fn price_at(price: Usd, change: Option<PriceChange>, at: Timestamp, policy: &Policy) -> Usd {
-    match change {
-        Some(change) if change.notified_at + policy.price_change_notice <= at => change.price,
+/// What the period that begins at `at` costs a box of this price: what its owner chose for it, or else a change of the
+/// catalogue that was told in time.
+pub fn price_at(
+    price: Usd,
+    next_plan_price: Option<Usd>,
+    change: Option<PriceChange>,
+    at: Timestamp,
+    policy: &Policy,
+) -> Usd {
+    match (next_plan_price, change) {
+        (Some(chosen), _) => chosen,
+        (None, Some(change)) if change.notified_at + policy.price_change_notice <= at => change.price,
         _ => price,
     }
 }
@@ -535,6 +545,7 @@ pub fn apply(account: &mut Account, action: &Action, policy: &Policy) {
             account.spend(from_promotional, from_paid);
             if let Some(one) = account.find(id) {
                 one.price = one.price_at(period.start, policy);
+                one.next_plan_price = None;
                 if one.price_change.is_some_and(|change| change.price == one.price) {
                     one.price_change = None;
                 }

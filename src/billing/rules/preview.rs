@@ -115,6 +115,7 @@ fn resume(account: &mut Account, id: ResourceId, at: Timestamp) {
     let Some(one) = account.boxes.iter_mut().find(|one| one.id == id) else { return };
     one.status = BoxStatus::Active;
     one.resume_asked = false;
+    one.next_plan_price = None;
     one.anchor = at;
     one.periods_charged = 1;
     one.past_due_since = None;

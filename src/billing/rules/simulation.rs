@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::{
     Account, Action, BoxState, BoxStatus, DAY, EndReason, Interlocks, NoticeState, PaymentInFlight, Period, Policy,
-    PriceChange, apply, arrears, decide, due, forecast, refund_on_end, split,
+    PriceChange, apply, arrears, decide, due, forecast, refund_on_end, split, upgrade_price,
     vectors::{account, active},
 };
 use crate::{ids::ResourceId, money::Usd};
@@ -39,6 +39,11 @@ enum Event {
         priority: i32,
     },
     PriceChange {
+        which: usize,
+        cents: i64,
+    },
+    /// A dearer plan at once, or a cheaper one from the next month on.
+    OtherPlan {
         which: usize,
         cents: i64,
     },
@@ -81,6 +86,7 @@ fn event() -> impl Strategy<Value = Event> {
         4 => prop::bool::weighted(0.8).prop_map(|succeeds| Event::Provider { succeeds }),
         2 => (100..3000_i64, 1..4_i32).prop_map(|(cents, priority)| Event::Order { cents, priority }),
         1 => (which.clone(), 100..4000_i64).prop_map(|(which, cents)| Event::PriceChange { which, cents }),
+        2 => (which.clone(), 100..4000_i64).prop_map(|(which, cents)| Event::OtherPlan { which, cents }),
         1 => (which.clone(), 0..20_i32).prop_map(|(which, days)| Event::Hold { which, days }),
         1 => (which.clone(), any::<bool>()).prop_map(|(which, ends)| Event::LetEnd { which, ends }),
         1 => (which.clone(), prop::sample::select(vec![EndReason::Owner, EndReason::Fault, EndReason::Abuse]))
@@ -112,7 +118,8 @@ struct Lived {
     ran: Vec<(Timestamp, Option<Timestamp>)>,
     /// Periods that were charged.
     charged: Vec<Period>,
-    last_price: Usd,
+    /// What the last of them cost, upgrades in it included.
+    last_paid: Usd,
     refunded: Usd,
     suspended_for_billing_at: Option<Timestamp>,
 }
@@ -186,7 +193,7 @@ impl World {
         let served = lived.ran.iter().any(|(from, until)| *from <= period.start && until.is_none());
         assert!(served, "{period:?} is charged and was not served: {:?}", lived.ran);
         lived.charged.push(period);
-        lived.last_price = price;
+        lived.last_paid = price;
         lived.refunded = Usd::ZERO;
     }
 
@@ -283,6 +290,11 @@ impl World {
                 self.lived.get_mut(&id).unwrap().ran.push((now, None));
                 self.charge(id, Period::nth(now, 0), promotional + paid - owed);
                 let one = self.one(id);
+                one.price = promotional + paid - owed;
+                one.next_plan_price = None;
+                if one.price_change.is_some_and(|change| change.price == one.price) {
+                    one.price_change = None;
+                }
                 one.status = BoxStatus::Active;
                 one.resume_asked = false;
                 (one.anchor, one.periods_charged, one.past_due_since) = (now, 1, None);
@@ -304,8 +316,9 @@ impl World {
         self.book(WrittenOff, Receivable(id), one.arrears);
         let lived = &self.lived[&id];
         if let (Some(reason), Some(period)) = (reason, lived.charged.last()) {
-            let refund = refund_on_end(lived.last_price, period, one.activated_at, self.now, reason, &self.policy);
-            assert!(refund + lived.refunded <= lived.last_price, "more is given back than was charged");
+            let refund = refund_on_end(one.price, period, one.activated_at, self.now, reason, &self.policy);
+            assert!(refund >= Usd::ZERO);
+            assert!(refund + lived.refunded <= lived.last_paid, "more is given back than was charged");
             assert!(reason != EndReason::Abuse || refund == Usd::ZERO);
             self.book(Revenue, Paid, refund);
             self.account.paid += refund;
@@ -363,6 +376,32 @@ impl World {
                 let now = self.now;
                 let Some(id) = self.at_index(which) else { return };
                 self.one(id).price_change = Some(PriceChange { price: Usd::from_cents(cents), notified_at: now });
+            }
+            Event::OtherPlan { which, cents } => {
+                let (now, price) = (self.now, Usd::from_cents(cents));
+                let Some(id) = self.at_index(which) else { return };
+                let one = self.one(id).clone();
+                let running = one.status == BoxStatus::Active && !one.end_asked && one.past_due_since.is_none();
+                if !running || one.periods_charged == 0 || one.next_due() <= now {
+                    return;
+                }
+                if price < one.price {
+                    self.one(id).next_plan_price = Some(price);
+                    self.decide();
+                    return;
+                }
+                let cost = upgrade_price(one.price, price, &Period::nth(one.anchor, one.periods_charged - 1), now);
+                let Some((promotional, paid)) = split(cost, self.account.promotional, self.account.paid) else {
+                    return;
+                };
+                self.account.promotional -= promotional;
+                self.account.paid -= paid;
+                self.book(Promotional, Reserved, promotional);
+                self.book(Paid, Reserved, paid);
+                self.book(Reserved, Revenue, cost);
+                let one = self.one(id);
+                (one.price, one.price_change, one.next_plan_price) = (price, None, None);
+                self.lived.get_mut(&id).unwrap().last_paid += cost;
             }
             Event::Hold { which, days } => {
                 let until = self.now + DAY * days;
@@ -456,13 +495,14 @@ proptest! {
 
     #[test]
     fn what_the_forecast_asks_for_is_exactly_what_keeps_every_box(
-        prices in prop::collection::vec((100..4000_i64, 1..4_i32, 0..720_i64), 1..5),
+        prices in prop::collection::vec((100..4000_i64, 1..4_i32, 0..720_i64, prop::option::of(50..100_i64)), 1..5),
         paid in 0..10_000_i64,
         days in 1..120_i32,
     ) {
         let start: Timestamp = START.parse().unwrap();
-        let boxes: Vec<BoxState> = prices.iter().enumerate().map(|(n, (price, priority, hours))| {
-            active(n as u128 + 1, *price, *priority, start - SignedDuration::from_hours(*hours))
+        let boxes: Vec<BoxState> = prices.iter().enumerate().map(|(n, (price, priority, hours, next_plan))| {
+            let one = active(n as u128 + 1, *price, *priority, start - SignedDuration::from_hours(*hours));
+            BoxState { next_plan_price: next_plan.map(Usd::from_cents), ..one }
         }).collect();
         let (policy, until) = (Policy::default(), start + DAY * days);
         let mut funded = account(paid, boxes);

@@ -35,6 +35,7 @@ pub(super) fn active(n: u128, price: i64, priority: i32, anchor: Timestamp) -> B
         end_asked: false,
         price: cents(price),
         price_change: None,
+        next_plan_price: None,
         anchor,
         periods_charged: 1,
         priority,

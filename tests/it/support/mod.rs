@@ -26,7 +26,7 @@ use seedplane::{
     postgres::{Embedded, EmbeddedOptions, create_database_from_template},
     router, runtime,
     secrets::keystore::Keystore,
-    seedbox::repository::{self, NewPlan},
+    seedbox::plans::{self, NewPlan},
     workers,
 };
 use seedplane_provisioning::{ProvisioningProvider, memory::MemoryProvider};
@@ -53,6 +53,16 @@ fn server() -> &'static Server {
             runtime.block_on(async {
                 let embedded =
                     Embedded::start(EmbeddedOptions { data_dir: temporary("postgres"), binaries: None }).await.unwrap();
+                // Nobody's data: what must survive a crash is tested on servers of their own, with the product's settings.
+                let owner = PgPool::connect(&embedded.url()).await.unwrap();
+                for setting in ["fsync", "synchronous_commit", "full_page_writes"] {
+                    sqlx::query(sqlx::AssertSqlSafe(format!("alter system set {setting} = off")))
+                        .execute(&owner)
+                        .await
+                        .unwrap();
+                }
+                sqlx::query("select pg_reload_conf()").execute(&owner).await.unwrap();
+                owner.close().await;
                 let template =
                     create_database_from_template(&embedded.url(), "seedplane_template", "template1").await.unwrap();
                 runtime::migrate(&template).await.unwrap();
@@ -279,18 +289,23 @@ impl TestApp {
 
     /// A plan of the provider in memory.
     pub async fn plan(&self, cents: i64) -> PlanId {
+        self.plan_of("Small", "small", cents).await
+    }
+
+    /// A plan of the provider in memory, of another size.
+    pub async fn plan_of(&self, name: &str, size: &str, cents: i64) -> PlanId {
         let code = format!("p{}", &Uuid::new_v4().simple().to_string()[..12]);
         let plan = NewPlan {
             code: &code,
-            name: "Small",
+            name,
             description: "",
             price: Usd::from_cents(cents),
             provider: "memory",
-            size: "small",
+            size,
             disk_gb: 50,
         };
         let mut connection = self.app.pool.acquire().await.unwrap();
-        repository::add_plan_version_in(&mut connection, self.app.now(), &plan).await.unwrap()
+        plans::add_version_in(&mut connection, self.app.now(), &plan).await.unwrap()
     }
 
     /// Tops up through the gateway, as a customer would.

@@ -8,6 +8,7 @@ use std::{
     collections::BTreeSet,
     fs::File,
     net::{Ipv4Addr, SocketAddr, TcpListener},
+    ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -29,13 +30,20 @@ mod wipe;
 /// How long a client may take to answer after it was started.
 const READY_WITHIN: Duration = Duration::from_secs(20);
 
+/// User ids that by convention no account, service or container of a machine has (<https://systemd.io/UIDS-GIDS/>).
+const UIDS: Range<u32> = 1_900_000_000..2_100_000_000;
+
+/// Used instead where those do not exist, as in a container with 65,536 user ids.
+const FEW_UIDS: Range<u32> = 40_000..59_000;
+
 /// How the provider is set up.
 #[derive(Debug, Clone)]
 pub struct LocalConfig {
     /// Where the boxes are.
     pub directory: PathBuf,
-    /// The first of the user ids given to boxes where we are root; they need no entry in the machine's list of users.
-    pub first_uid: u32,
+    /// The user ids given to boxes where we are root; they need no entry in the machine's list of users. So many that two
+    /// control planes on one machine do not meet: everything that runs as a box's user is ended with the box.
+    pub uids: Range<u32>,
     /// The first of the ports given to boxes, two each.
     pub first_port: u16,
 }
@@ -43,7 +51,8 @@ pub struct LocalConfig {
 impl LocalConfig {
     /// Boxes under `directory`.
     pub fn new(directory: PathBuf) -> Self {
-        Self { directory, first_uid: 64_100, first_port: 20_100 }
+        let uids = if process::uids_exist(&UIDS) { UIDS } else { FEW_UIDS };
+        Self { directory, uids, first_port: 20_100 }
     }
 }
 
@@ -66,7 +75,27 @@ struct BoxFile {
     uid: Option<u32>,
     web_port: u16,
     torrent_port: u16,
+    size: String,
     changed_at: Timestamp,
+}
+
+/// A size on offer. What it changes of a box is how many connections to other peers it starts out with; disk space is
+/// what the machine has.
+struct LocalSize {
+    name: &'static str,
+    disk_gb: u32,
+    max_connections: u32,
+}
+
+const SIZES: [LocalSize; 2] = [
+    LocalSize { name: "small", disk_gb: 50, max_connections: 500 },
+    LocalSize { name: "large", disk_gb: 500, max_connections: 2_000 },
+];
+
+fn size(name: &str) -> Result<&'static LocalSize> {
+    let names = SIZES.map(|size| size.name).join(", ");
+    let missing = || Error::Refused { why: format!("there is no size '{name}' on this machine, only {names}") };
+    SIZES.iter().find(|size| size.name == name).ok_or_else(missing)
 }
 
 /// The provider.
@@ -121,6 +150,7 @@ impl LocalProvider {
     /// If the folder of boxes cannot be read. A box that does not start is left to [`Self::supervise`].
     pub async fn start_all(&self) -> Result<()> {
         self.blocking(|inner| {
+            process::end_leftovers(&inner.config.directory);
             for id in inner.ids()? {
                 if let Err(error) = inner.start_if_meant(id) {
                     tracing::warn!(resource = %id, %error, "a box was not started; it is tried again");
@@ -234,7 +264,7 @@ impl Inner {
     }
 
     /// A user id and two ports that no other box has and nobody listens on.
-    fn allocate(&self, id: Uuid) -> Result<BoxFile> {
+    fn allocate(&self, id: Uuid, size: &str) -> Result<BoxFile> {
         let (mut uids, mut ports) = (BTreeSet::new(), BTreeSet::new());
         for other in self.ids()? {
             if let Some(file) = self.read(other)? {
@@ -242,9 +272,18 @@ impl Inner {
                 ports.extend([file.web_port, file.torrent_port]);
             }
         }
-        let uid = self.root.then(|| (self.config.first_uid..).find(|uid| !uids.contains(uid))).flatten();
-        // Several control planes may run on one machine, so where to begin is left to chance.
-        let spread = u16::try_from(id.as_u128() % 20_000).unwrap_or(0);
+        // Several control planes may run on one machine, so where to begin is left to chance: the id's last bits are random.
+        let chance = |of: u32| u32::try_from(id.as_u128() % u128::from(of)).unwrap_or(0);
+        let Range { start, end } = self.config.uids;
+        let free_uid = || {
+            let first = start + chance(end - start);
+            (first..end)
+                .chain(start..first)
+                .find(|uid| !uids.contains(uid) && process::of_user(*uid).is_empty())
+                .ok_or_else(|| Error::NoCapacity("no user id is free on this machine".to_owned()))
+        };
+        let uid = self.root.then(free_uid).transpose()?;
+        let spread = u16::try_from(chance(20_000)).unwrap_or(0);
         let mut free = (0..20_000_u16)
             .map(|step| self.config.first_port + (spread + step) % 20_000)
             .filter(|port| !ports.contains(port) && TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok());
@@ -257,6 +296,7 @@ impl Inner {
             uid,
             web_port,
             torrent_port,
+            size: size.to_owned(),
             changed_at: Timestamp::now(),
         })
     }
@@ -268,6 +308,7 @@ impl Inner {
     fn create(&self, spec: &MachineSpec) -> Result<Machine> {
         LocalProvider::check()?;
         let id = spec.resource_id;
+        let size = size(&spec.size)?;
         let machine = Machine { resource_ref: ResourceRef(id.to_string()), resource_id: id };
         let _held = self.lock(&id.to_string())?;
         if let Some(file) = self.read(id)? {
@@ -279,7 +320,7 @@ impl Inner {
         // From choosing ports to writing them down, one box at a time.
         let allocating = self.lock("allocate")?;
         let folder = self.folder(id);
-        let file = self.allocate(id)?;
+        let file = self.allocate(id, size.name)?;
         let made = || -> std::io::Result<()> {
             for part in ["profile/qBittorrent/config", "data"] {
                 std::fs::create_dir_all(folder.join(part))?;
@@ -291,6 +332,7 @@ impl Inner {
                 address: "127.0.0.1",
                 web_port: file.web_port,
                 torrent_port: file.torrent_port,
+                max_connections: size.max_connections,
                 discovery: false,
             };
             let text = qbittorrent::render(&configuration, &spec.credentials);
@@ -346,7 +388,7 @@ impl Inner {
 
     fn status(&self, id: Uuid) -> Result<MachineStatus> {
         let Some(file) = self.read(id)? else {
-            return Ok(MachineStatus { state: MachineState::Gone, web_url: None, since: None });
+            return Ok(MachineStatus { state: MachineState::Gone, web_url: None, since: None, size: None });
         };
         let alive = process::running(&self.folder(id)).is_some();
         let state = match (file.desired, alive) {
@@ -357,7 +399,7 @@ impl Inner {
             (Desired::Ending, _) => MachineState::Unknown("ending".to_owned()),
         };
         let web_url = Some(format!("http://127.0.0.1:{}", file.web_port));
-        Ok(MachineStatus { state, web_url, since: Some(file.changed_at) })
+        Ok(MachineStatus { state, web_url, since: Some(file.changed_at), size: Some(file.size) })
     }
 
     fn present(&self, id: Uuid) -> Result<BoxFile> {
@@ -393,15 +435,35 @@ impl Inner {
         if file.desired != Desired::Running {
             return Err(Error::Refused { why: "a suspended box gets no new password".to_owned() });
         }
-        // A running client would write its old configuration back, and a new password alone would not end open sessions.
-        process::stop(&self.folder(id), file.uid);
-        let path = self.config_path(id);
+        // A new password alone would not end open sessions.
+        self.reconfigure(&file, |text| qbittorrent::with_login(text, credentials))?;
+        self.start_and_wait(&file)
+    }
+
+    /// Changes a box's configuration while its client is stopped: a running one would write its old configuration back.
+    fn reconfigure(&self, file: &BoxFile, change: impl Fn(&str) -> String) -> Result<()> {
+        process::stop(&self.folder(file.resource_id), file.uid);
+        let path = self.config_path(file.resource_id);
         let changed = || -> std::io::Result<()> {
-            let text = qbittorrent::with_login(&std::fs::read_to_string(&path)?, credentials);
+            let text = change(&std::fs::read_to_string(&path)?);
             process::write_atomically(&path, text.as_bytes(), 0o600)?;
             process::own(&path, file.uid)
         };
-        changed().map_err(|error| io("cannot write the new login to", &path, &error))?;
+        changed().map_err(|error| io("cannot change", &path, &error))
+    }
+
+    fn resize(&self, id: Uuid, name: &str) -> Result<()> {
+        let _held = self.lock(&id.to_string())?;
+        let size = size(name)?;
+        let mut file = self.present(id)?;
+        if file.desired != Desired::Running {
+            return Err(Error::Refused { why: "a suspended box is not resized".to_owned() });
+        }
+        if file.size != name {
+            self.reconfigure(&file, |text| qbittorrent::with_max_connections(text, size.max_connections))?;
+            file.size = name.to_owned();
+            self.write(&file)?;
+        }
         self.start_and_wait(&file)
     }
 
@@ -425,9 +487,11 @@ impl ProvisioningProvider for LocalProvider {
     }
 
     async fn capabilities(&self) -> Result<Capabilities> {
-        let size = |name: &str, disk_gb| Size { name: name.to_owned(), disk_gb, monthly_cost_cents: 0 };
         Ok(Capabilities {
-            sizes: vec![size("small", 50), size("large", 500)],
+            sizes: SIZES
+                .iter()
+                .map(|size| Size { name: size.name.to_owned(), disk_gb: size.disk_gb, monthly_cost_cents: 0 })
+                .collect(),
             user_data_limit_bytes: None,
             readable_while_suspended: true,
             stopped_costs: false,
@@ -443,7 +507,7 @@ impl ProvisioningProvider for LocalProvider {
     async fn status(&self, resource_ref: &ResourceRef) -> Result<MachineStatus> {
         match id_of(resource_ref) {
             Some(id) => self.blocking(move |inner| inner.status(id)).await,
-            None => Ok(MachineStatus { state: MachineState::Gone, web_url: None, since: None }),
+            None => Ok(MachineStatus { state: MachineState::Gone, web_url: None, since: None, size: None }),
         }
     }
 
@@ -461,6 +525,12 @@ impl ProvisioningProvider for LocalProvider {
         let id = id_of(resource_ref).ok_or_else(|| Error::NotFound(resource_ref.clone()))?;
         let credentials = credentials.clone();
         self.blocking(move |inner| inner.rotate(id, &credentials)).await
+    }
+
+    async fn resize(&self, resource_ref: &ResourceRef, size: &str) -> Result<()> {
+        let id = id_of(resource_ref).ok_or_else(|| Error::NotFound(resource_ref.clone()))?;
+        let size = size.to_owned();
+        self.blocking(move |inner| inner.resize(id, &size)).await
     }
 
     async fn terminate(&self, resource_ref: &ResourceRef) -> Result<Termination> {

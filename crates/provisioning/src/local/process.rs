@@ -4,6 +4,7 @@ use std::{
     fs::{self, File},
     io::{self, Read, Write},
     net::TcpStream,
+    ops::Range,
     os::unix::{
         fs::{OpenOptionsExt, PermissionsExt, chown},
         process::CommandExt,
@@ -29,6 +30,19 @@ pub(super) struct Identity {
 
 pub(super) fn is_root() -> bool {
     fs::metadata("/proc/self").is_ok_and(|metadata| std::os::unix::fs::MetadataExt::uid(&metadata) == 0)
+}
+
+/// Whether all of these user ids exist here: in a container the kernel may know but some.
+pub(super) fn uids_exist(uids: &Range<u32>) -> bool {
+    // Each line: the first id in here, the first outside, how many.
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    map.lines().any(|line| {
+        let mut numbers = line.split_whitespace().filter_map(|number| number.parse::<u64>().ok());
+        match (numbers.next(), numbers.nth(1)) {
+            (Some(first), Some(count)) => first <= u64::from(uids.start) && u64::from(uids.end) <= first + count,
+            _ => false,
+        }
+    })
 }
 
 /// A program on this machine.
@@ -154,6 +168,29 @@ pub(super) fn of_user(uid: u32) -> Vec<i32> {
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .filter(|pid| identity(*pid).is_some())
         .collect()
+}
+
+/// Ends the sandboxes of boxes under `directory` that no control plane holds any more. A sandbox sets itself up in two
+/// processes, and the inner one waits for ever if the outer one dies before it has tied their lives together.
+pub(super) fn end_leftovers(directory: &Path) {
+    let name = |pid: &str| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let ours = name("self");
+    let marker = directory.as_os_str().as_encoded_bytes();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        if name(&pid.to_string()).trim() != "bwrap" {
+            continue;
+        }
+        let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let about_us = arguments.split(|byte| *byte == 0).any(|argument| argument.starts_with(marker));
+        let Some(parent) = stat(pid).and_then(|fields| fields.get(1).cloned()) else { continue };
+        let parent = name(&parent);
+        // Held by its outer half, or by a control plane: this one or another that shares the folder.
+        if about_us && parent.trim() != "bwrap" && parent != ours {
+            tracing::warn!(pid, "a sandbox that a killed control plane left behind is ended");
+            signal(pid, libc::SIGKILL);
+        }
+    }
 }
 
 #[allow(unsafe_code, reason = "kill(2) has no safe wrapper in the standard library")]

@@ -30,18 +30,20 @@ pub struct Configuration<'a> {
     pub web_port: u16,
     /// The port for other peers.
     pub torrent_port: u16,
+    /// How many connections to other peers it keeps at most.
+    pub max_connections: u32,
     /// Whether to look for peers by DHT, peer exchange and on the local network.
     pub discovery: bool,
 }
 
 /// The configuration file. It has to be written while the client is stopped: a running one overwrites it when it exits.
 pub fn render(configuration: &Configuration<'_>, credentials: &Credentials) -> String {
-    let Configuration { data, address, web_port, torrent_port, discovery } = configuration;
+    let Configuration { data, address, web_port, torrent_port, max_connections, discovery } = configuration;
     let hash = password_hash(&credentials.password);
     let username = &credentials.username;
     format!(
         "[LegalNotice]\nAccepted=true\n\n\
-         [BitTorrent]\nSession\\DefaultSavePath={data}\nSession\\Port={torrent_port}\nSession\\MaxConnections=500\n\
+         [BitTorrent]\nSession\\DefaultSavePath={data}\nSession\\Port={torrent_port}\n{MAX_CONNECTIONS}{max_connections}\n\
          Session\\DHTEnabled={discovery}\nSession\\PeXEnabled={discovery}\nSession\\LSDEnabled={discovery}\n\n\
          [Network]\nPortForwardingEnabled=false\n\n\
          [Preferences]\nWebUI\\Enabled=true\nWebUI\\Address={address}\nWebUI\\Port={web_port}\n{USERNAME}{username}\n{PASSWORD}{hash}\n\
@@ -51,6 +53,7 @@ pub fn render(configuration: &Configuration<'_>, credentials: &Credentials) -> S
     )
 }
 
+const MAX_CONNECTIONS: &str = "Session\\MaxConnections=";
 const USERNAME: &str = "WebUI\\Username=";
 const PASSWORD: &str = "WebUI\\Password_PBKDF2=";
 
@@ -63,6 +66,18 @@ pub fn with_login(configuration: &str, credentials: &Credentials) -> String {
         if line == "[Preferences]" {
             lines.push(format!("{USERNAME}{}", credentials.username));
             lines.push(format!("{PASSWORD}{hash}"));
+        }
+    }
+    lines.join("\n") + "\n"
+}
+
+/// The same configuration with another limit of connections. Everything else stays.
+pub fn with_max_connections(configuration: &str, max_connections: u32) -> String {
+    let mut lines = Vec::new();
+    for line in configuration.lines().filter(|line| !line.starts_with(MAX_CONNECTIONS)) {
+        lines.push(line.to_owned());
+        if line == "[BitTorrent]" {
+            lines.push(format!("{MAX_CONNECTIONS}{max_connections}"));
         }
     }
     lines.join("\n") + "\n"
@@ -231,6 +246,7 @@ mod tests {
             address: "127.0.0.1",
             web_port: 20_000,
             torrent_port: 20_001,
+            max_connections: 500,
             discovery: false,
         };
         let text = render(&configuration, &credentials("correct horse battery"));
@@ -239,6 +255,9 @@ mod tests {
         let changed = with_login(&(text.clone() + "WebUI\\Locale=de\n"), &credentials("another"));
         assert_eq!(changed.matches(PASSWORD).count(), 1);
         assert!(changed.contains("WebUI\\Locale=de"), "the owner's own settings stay");
+        let larger = with_max_connections(&changed, 2000);
+        assert!(larger.contains("[BitTorrent]\nSession\\MaxConnections=2000\n") && !larger.contains("=500"));
+        assert_eq!(larger.replace("=2000", "=500").len(), changed.len(), "and nothing else changes");
         assert_ne!(
             text.lines().find(|line| line.starts_with(PASSWORD)),
             changed.lines().find(|line| line.starts_with(PASSWORD))

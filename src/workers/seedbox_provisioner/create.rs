@@ -1,0 +1,192 @@
+//! Making a box, and what happens when it cannot be made.
+
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use seedplane_provisioning::{Credentials, Error as ProviderError, MachineSpec, MachineState, ResourceRef};
+use serde_json::json;
+use sqlx::PgConnection;
+
+use super::{MAX_TRIES, Next, Step, StepError};
+use crate::{
+    alerts,
+    audit::events::{self, Cause, Event, Subject},
+    billing::{
+        ledger::{self, Reserve},
+        rules,
+    },
+    clock::Time,
+    ids::AttemptId,
+    mailer::{self, templates},
+    money::Usd,
+    orders::{self, OrderStatus},
+    seedbox::{
+        Operation, Status,
+        lifecycle::{self, Transition},
+        operations::{self, Outcome},
+        plans, repository,
+    },
+};
+
+/// A box that does not answer after this long counts as failed to be made.
+const CREATE_DEADLINE: SignedDuration = SignedDuration::from_mins(10);
+
+impl Step<'_> {
+    fn order_reserve(&self) -> Option<Reserve> {
+        self.resource.order_id.map(|order| Reserve {
+            key: format!("reserve:{order}"),
+            user_id: self.resource.user_id,
+            resource_id: self.resource.id,
+            order_id: Some(order),
+        })
+    }
+
+    pub(super) async fn create(mut self) -> Result<Next, StepError> {
+        match self.resource.status {
+            Status::Pending => {
+                self.password().await?;
+                let secret_ref = self.app.secrets.reference(&self.secret_path());
+                let mut tx = self.app.pool.begin().await?;
+                repository::set_secret_in(&mut tx, &mut self.resource, &secret_ref).await?;
+                let (cause, provisioning) = (self.cause(), Transition::to(Status::Provisioning));
+                lifecycle::transition_in(&mut tx, &mut self.resource, self.app.now(), &cause, provisioning).await?;
+                tx.commit().await?;
+            }
+            Status::Provisioning => {}
+            _ => return self.supersede("the box is past being made").await,
+        }
+
+        if self.resource.resource_ref.is_none() {
+            let tries = operations::begin_try(&self.app.pool, self.attempt.id, self.app.now()).await?;
+            let size = match self.resource.plan_id {
+                Some(plan) => plans::find(&self.app.pool, plan).await?.map(|plan| plan.size),
+                None => None,
+            };
+            let spec = MachineSpec {
+                resource_id: self.resource.id.0,
+                size: size.unwrap_or_default(),
+                credentials: Credentials { username: self.login_name(), password: self.password().await? },
+            };
+            match self.provider.create(&spec).await {
+                Ok(machine) => {
+                    let mut tx = self.app.pool.begin().await?;
+                    repository::set_resource_ref_in(&mut tx, &mut self.resource, &machine.resource_ref.0).await?;
+                    let after = Some(json!({ "resource_ref": machine.resource_ref.0, "try": tries }));
+                    let event = Event {
+                        subject: Subject::Resource(self.resource.id),
+                        action: "resource.machine_made",
+                        before: None,
+                        after,
+                    };
+                    events::record_in(&mut tx, self.app.now(), &Cause::system(), event).await?;
+                    tx.commit().await?;
+                }
+                Err(error) => {
+                    let hopeless =
+                        matches!(error, ProviderError::Refused { .. } | ProviderError::Auth(_)) || tries >= MAX_TRIES;
+                    if hopeless {
+                        return self.create_failed(&error.to_string()).await;
+                    }
+                    operations::note_error(&self.app.pool, self.attempt.id, &error.to_string()).await?;
+                    return Ok(Next::Again(Self::backoff(tries, &error)));
+                }
+            }
+        }
+
+        let resource_ref = ResourceRef(self.resource.resource_ref.clone().expect("set just above"));
+        match self.provider.status(&resource_ref).await {
+            Ok(status) if status.state == MachineState::Running => self.activate(status.web_url.as_deref()).await,
+            Ok(status) => {
+                let waited = self.app.now().duration_since(self.resource.status_since.0);
+                if status.state == MachineState::Gone || waited > CREATE_DEADLINE {
+                    let why = format!(
+                        "the machine did not come up in {} minutes (it is {:?})",
+                        waited.as_mins(),
+                        status.state
+                    );
+                    return self.create_failed(&why).await;
+                }
+                // Asked often at first, when a local box is about to answer, and seldom later.
+                let wait = if waited.as_secs() < 5 { 100 } else { 2000 };
+                Ok(Next::Again(Duration::from_millis(wait)))
+            }
+            Err(error) => {
+                operations::note_error(&self.app.pool, self.attempt.id, &error.to_string()).await?;
+                if self.app.now().duration_since(self.resource.status_since.0) > CREATE_DEADLINE {
+                    return self.create_failed(&error.to_string()).await;
+                }
+                Ok(Next::Again(Duration::from_secs(2)))
+            }
+        }
+    }
+
+    async fn activate(mut self, web_url: Option<&str>) -> Result<Next, StepError> {
+        let now = self.app.now();
+        let cause = self.cause();
+        let mut tx = self.app.pool.begin().await?;
+        repository::lock_account_in(&mut tx, self.resource.user_id).await?;
+        let active = Transition { web_url, ..Transition::to(Status::Active) };
+        lifecycle::transition_in(&mut tx, &mut self.resource, now, &cause, active).await?;
+        let paid_until = Time(rules::due(now.0, 1));
+        repository::start_billing_in(&mut tx, &mut self.resource, now, paid_until).await?;
+        if let Some(reserve) = self.order_reserve() {
+            let key = format!("charge:{}:0", self.resource.id);
+            ledger::post_in(&mut tx, &reserve, &key, Usd::ZERO, (now, paid_until), now).await?;
+        }
+        if let Some(order) = self.resource.order_id {
+            orders::fulfil_in(&mut tx, order, now, &cause).await?;
+        }
+        operations::finish_in(&mut tx, self.attempt.id, Outcome::Done, None, now).await?;
+        repository::wake_account_in(&mut tx, self.resource.user_id, now).await?;
+        mailer::notify_in(&mut tx, templates::box_ready(&self.resource, paid_until), now).await?;
+        tx.commit().await?;
+        metrics::histogram!("seedplane_provisioning_seconds")
+            .record(now.duration_since(self.resource.created_at.0).as_secs_f64());
+        Ok(Next::Done)
+    }
+
+    /// Nothing was delivered: the money goes back to the cent, and whatever may be there upstream is cleaned up.
+    async fn create_failed(mut self, why: &str) -> Result<Next, StepError> {
+        let now = self.app.now();
+        let mut tx = self.app.pool.begin().await?;
+        repository::lock_account_in(&mut tx, self.resource.user_id).await?;
+        self.fail_in(&mut tx, why).await?;
+        operations::finish_in(&mut tx, self.attempt.id, Outcome::Failed, Some(why), now).await?;
+        operations::request_in(
+            &mut tx,
+            AttemptId::new(),
+            self.resource.id,
+            Operation::Terminate,
+            "failed",
+            now,
+            &Cause::system(),
+        )
+        .await?;
+        alerts::raise(&mut *tx, "create_failed", &self.resource.id.to_string(), why, now).await?;
+        mailer::notify_in(&mut tx, templates::box_failed(&self.resource), now).await?;
+        tx.commit().await?;
+        Ok(Next::Done)
+    }
+
+    /// `provisioning -> failed`, the reserve voided and the order closed, in the caller's transaction.
+    pub(super) async fn fail_in(&mut self, connection: &mut PgConnection, why: &str) -> Result<(), StepError> {
+        let now = self.app.now();
+        let cause = self.cause();
+        lifecycle::transition_in(
+            connection,
+            &mut self.resource,
+            now,
+            &cause,
+            Transition::to(Status::Failed).because(why),
+        )
+        .await?;
+        if let Some(reserve) = self.order_reserve() {
+            ledger::void_in(connection, &reserve, now).await?;
+        }
+        if let Some(order) = self.resource.order_id {
+            orders::close_in(connection, order, OrderStatus::Paid, OrderStatus::Cancelled, why, now, &cause).await?;
+        }
+        repository::wake_account_in(connection, self.resource.user_id, now).await?;
+        Ok(())
+    }
+}

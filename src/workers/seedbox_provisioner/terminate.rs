@@ -1,0 +1,162 @@
+//! The end of a box: what it does to money, the wipe, the certificate.
+
+use seedplane_provisioning::{Error as ProviderError, Termination};
+use serde_json::json;
+use sqlx::PgConnection;
+
+use super::{MAX_TRIES, Next, Step, StepError, reserve_of};
+use crate::{
+    alerts,
+    billing::ledger::{self, Account, Transfer, TransferKind},
+    mailer::{self, templates},
+    money::Usd,
+    seedbox::{
+        Operation, Status, SuspendReason,
+        lifecycle::{self, Transition},
+        operations::{self, Outcome},
+        repository,
+    },
+};
+
+impl Step<'_> {
+    pub(super) async fn terminate(mut self) -> Result<Next, StepError> {
+        match self.resource.status {
+            Status::Terminating => {}
+            Status::Terminated => return self.supersede("the box is gone already").await,
+            // Not handed to a provider yet: the create's own next step decides whether it is.
+            Status::Pending | Status::Provisioning => {
+                let mut tx = self.app.pool.begin().await?;
+                repository::lock_account_in(&mut tx, self.resource.user_id).await?;
+                let now = self.app.now();
+                if self.resource.status == Status::Pending {
+                    let cause = self.cause();
+                    lifecycle::transition_in(
+                        &mut tx,
+                        &mut self.resource,
+                        now,
+                        &cause,
+                        Transition::to(Status::Provisioning),
+                    )
+                    .await?;
+                }
+                self.fail_in(&mut tx, "cancelled").await?;
+                self.begin_end_in(&mut tx).await?;
+                tx.commit().await?;
+            }
+            Status::Active | Status::Suspended | Status::Failed => {
+                if self.reason_word() == SuspendReason::Billing.as_str() && !self.may_end_for_billing().await? {
+                    return self.supersede("the box was paid for or is held in the meantime").await;
+                }
+                let mut tx = self.app.pool.begin().await?;
+                repository::lock_account_in(&mut tx, self.resource.user_id).await?;
+                self.begin_end_in(&mut tx).await?;
+                tx.commit().await?;
+            }
+        }
+
+        let tries = operations::begin_try(&self.app.pool, self.attempt.id, self.app.now()).await?;
+        let facts = match self.resource_ref().await {
+            Ok(None) => {
+                json!([{ "fact": "there is no machine with this box's tag at the provider", "at": self.app.now() }])
+            }
+            Ok(Some(resource_ref)) => match self.provider.terminate(&resource_ref).await {
+                Ok(Termination::Gone(facts)) => json!(facts),
+                Ok(Termination::InProgress { retry_after }) => return Ok(Next::Again(retry_after)),
+                Err(error) => return self.wipe_error(tries, &error).await,
+            },
+            Err(error) => return self.wipe_error(tries, &error).await,
+        };
+        self.terminated(facts).await
+    }
+
+    /// A wipe is never given up: it costs money and holds somebody's data for as long as it is not done.
+    async fn wipe_error(&self, tries: i32, error: &ProviderError) -> Result<Next, StepError> {
+        operations::note_error(&self.app.pool, self.attempt.id, &error.to_string()).await?;
+        if tries == MAX_TRIES {
+            let detail = format!("the wipe has failed {tries} times and goes on being tried: {error}");
+            alerts::raise(&self.app.pool, "wipe_failing", &self.resource.id.to_string(), &detail, self.app.now())
+                .await?;
+        }
+        Ok(Next::Again(Self::backoff(tries, error)))
+    }
+
+    async fn may_end_for_billing(&self) -> Result<bool, StepError> {
+        let held = self.resource.hold_until.is_some_and(|until| until > self.app.now());
+        let returning = operations::open_of(&self.app.pool, self.resource.id)
+            .await?
+            .iter()
+            .any(|attempt| attempt.operation == Operation::Resume);
+        Ok(!held && !returning && self.resource.suspend_reason == Some(SuspendReason::Billing))
+    }
+
+    /// `-> terminating`, with what the end does to money: arrears nobody will pay, and the refund the rules give.
+    async fn begin_end_in(&mut self, connection: &mut PgConnection) -> Result<(), StepError> {
+        let now = self.app.now();
+        let cause = self.cause();
+        let before = self.resource.clone();
+        let why = self.attempt.reason.clone();
+        lifecycle::transition_in(
+            connection,
+            &mut self.resource,
+            now,
+            &cause,
+            Transition::to(Status::Terminating).because(&why),
+        )
+        .await?;
+        for other in operations::open_of(&mut *connection, self.resource.id).await? {
+            if other.id != self.attempt.id {
+                if let Some(reserve) = reserve_of(&other, &self.resource) {
+                    ledger::void_in(connection, &reserve, now).await?;
+                }
+                operations::finish_in(connection, other.id, Outcome::Superseded, Some("the box is being ended"), now)
+                    .await?;
+            }
+        }
+        if before.arrears_cents.is_positive() {
+            let transfer = Transfer {
+                debit: Account::WrittenOff,
+                credit: Account::Receivable(self.resource.id),
+                amount: before.arrears_cents,
+                kind: TransferKind::ArrearsWrittenOff,
+                idempotency_key: format!("written_off:{}:{}", self.resource.id, self.resource.charged_total),
+                cause: "the box ended".to_owned(),
+                user_id: self.resource.user_id,
+                resource_id: Some(self.resource.id),
+                order_id: None,
+                period: None,
+            };
+            ledger::book_in(connection, &[transfer], now).await?;
+            repository::set_arrears_in(connection, &mut self.resource, Usd::ZERO).await?;
+        }
+        crate::billing::refunds::on_end_in(connection, &before, self.reason_word(), now, &cause, &self.app.policy)
+            .await?;
+        repository::wake_account_in(connection, self.resource.user_id, now).await?;
+        Ok(())
+    }
+
+    async fn terminated(mut self, facts: serde_json::Value) -> Result<Next, StepError> {
+        let now = self.app.now();
+        let certificate = json!({
+            "resource_id": self.resource.id,
+            "provider": self.resource.provider,
+            "method": "every file overwritten, then removed; seen to be gone twice",
+            "facts": facts,
+            "finished_at": now,
+        });
+        let mut tx = self.app.pool.begin().await?;
+        repository::lock_account_in(&mut tx, self.resource.user_id).await?;
+        let transition = Transition {
+            wipe_certificate: Some(certificate.clone()),
+            ..Transition::to(Status::Terminated).because(&self.attempt.reason)
+        };
+        let cause = self.cause();
+        lifecycle::transition_in(&mut tx, &mut self.resource, now, &cause, transition).await?;
+        operations::finish_in(&mut tx, self.attempt.id, Outcome::Done, None, now).await?;
+        repository::wake_account_in(&mut tx, self.resource.user_id, now).await?;
+        mailer::notify_in(&mut tx, templates::box_terminated(&self.resource, &certificate), now).await?;
+        tx.commit().await?;
+        // Those of operations that were not carried out, too.
+        self.app.secrets.delete_all(&format!("resource/{}", self.resource.id)).await?;
+        Ok(Next::Done)
+    }
+}
