@@ -30,7 +30,15 @@ pub(super) const LONGEST_LOG: u64 = 8 * 1024 * 1024;
 pub(super) struct Folder {
     /// Absolute, without symbolic links.
     pub data_dir: PathBuf,
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // Closing is not enough: a child that another thread has forked, and that has not become its program yet, has the
+        // same open file, and would hold the lock for that moment longer.
+        let _closing_unlocks_it_too = self.lock.unlock();
+    }
 }
 
 impl Folder {
@@ -62,7 +70,7 @@ impl Folder {
             writeln!(lock, "{}", std::process::id())
         };
         write_pid(&mut lock).map_err(Error::io("write", &path))?;
-        Ok(Self { data_dir, _lock: lock })
+        Ok(Self { data_dir, lock })
     }
 
     pub fn cluster(&self) -> PathBuf {
@@ -198,4 +206,20 @@ fn own_directory(path: &Path, user: &ServiceUser) -> io::Result<()> {
     let directory = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW).open(path)?;
     directory.set_permissions(Permissions::from_mode(0o700))?;
     if user.drop { std::os::unix::fs::fchown(&directory, Some(user.uid), Some(user.gid)) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_is_given_back_is_free_although_a_forked_child_still_has_the_lock_open() {
+        let directory = tempfile::TempDir::new().unwrap();
+        let folder = Folder::take(directory.path()).unwrap();
+        let the_childs = folder.lock.try_clone().unwrap();
+        assert!(matches!(Folder::take(directory.path()), Err(Error::InUse { .. })));
+        drop(folder);
+        Folder::take(directory.path()).expect("the folder is free");
+        drop(the_childs);
+    }
 }

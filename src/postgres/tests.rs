@@ -282,16 +282,18 @@ async fn an_abandoned_start_leaves_nothing_running() {
     let folder = folder().await;
     let abandoned = tokio::time::timeout(Duration::from_millis(1), Embedded::start(options(folder.path()))).await;
     assert!(abandoned.is_err());
-    // The folder becomes free, which it is only when the server has gone.
-    let mut started = Embedded::start(options(folder.path())).await;
-    for _ in 0..200 {
-        if !matches!(started, Err(Error::InUse { .. })) {
-            break;
+    // The folder becomes free, which it is only when the server has gone: within the patience of a stop.
+    let deadline = std::time::Instant::now() + Duration::from_secs(80);
+    let started = loop {
+        match Embedded::start(options(folder.path())).await {
+            Err(Error::InUse { .. }) if std::time::Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            other => break other,
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        started = Embedded::start(options(folder.path())).await;
-    }
-    started.unwrap().stop().await;
+    };
+    let log = fs::read_to_string(folder.path().join("postgres.log")).unwrap_or_default();
+    started.unwrap_or_else(|error| panic!("{error}\n{log}")).stop().await;
 }
 
 #[tokio::test]
