@@ -34,6 +34,8 @@ pub struct App {
     pub public_url: Arc<str>,
     /// Whether this is the trial: a sandbox gateway, an inbox page and a clock that can be moved.
     pub trial: bool,
+    /// Whether customers' servers may have addresses that are not the internet's.
+    pub allow_private_servers: bool,
     /// The folder beside the database where audit checkpoints are exported.
     pub checkpoint_file: Arc<std::path::Path>,
 }

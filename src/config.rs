@@ -19,6 +19,7 @@ const NAMES: &[(&str, &str)] = &[
     ("SEEDPLANE_DATA_DIR", "data-dir"),
     ("SEEDPLANE_POSTGRES_BIN", "postgres-bin"),
     ("SEEDPLANE_PRODUCTION", "production"),
+    ("SEEDPLANE_BYOS_ALLOW_PRIVATE", "byos-allow-private"),
     ("DATABASE_URL", "database-url"),
     ("COINPAYPORTAL_API_KEY", "coinpayportal-api-key"),
     ("COINPAYPORTAL_BUSINESS_ID", "coinpayportal-business-id"),
@@ -74,6 +75,8 @@ pub struct Settings {
     pub smtp: Option<SmtpSettings>,
     /// Refuse everything that is only good for a trial.
     pub production: bool,
+    /// Whether customers' own servers may have private addresses; only in a trial if not set.
+    pub byos_allow_private: Option<bool>,
 }
 
 /// What was given on the command line: these beat the environment and the file.
@@ -104,6 +107,10 @@ pub struct Flags {
     /// Refuse sandbox parts and weak settings [env: SEEDPLANE_PRODUCTION]
     #[arg(long, global = true, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
     pub production: Option<String>,
+    /// Connect to customers' own servers at private addresses too [env: SEEDPLANE_BYOS_ALLOW_PRIVATE] [default: in a trial
+    /// only]
+    #[arg(long, global = true, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
+    pub byos_allow_private: Option<String>,
 }
 
 /// What is wrong with the settings: a sentence each.
@@ -222,14 +229,17 @@ impl Settings {
         }
         let data_dir =
             get("SEEDPLANE_DATA_DIR", &flags.data_dir).map_or_else(|| default_data_dir(environment), PathBuf::from);
-        let production = match get("SEEDPLANE_PRODUCTION", &flags.production).as_deref() {
-            None | Some("false") => false,
-            Some("true") => true,
+        let mut switch = |name: &str, flag: &Option<String>| match get(name, flag).as_deref() {
+            None => None,
+            Some("false") => Some(false),
+            Some("true") => Some(true),
             Some(other) => {
-                problems.push(format!("SEEDPLANE_PRODUCTION is '{other}'; it is true or false"));
-                false
+                problems.push(format!("{name} is '{other}'; it is true or false"));
+                None
             }
         };
+        let production = switch("SEEDPLANE_PRODUCTION", &flags.production).unwrap_or(false);
+        let byos_allow_private = switch("SEEDPLANE_BYOS_ALLOW_PRIVATE", &flags.byos_allow_private);
         let database_url = get("DATABASE_URL", &None).map(SecretString::from);
         if database_url.as_ref().is_some_and(|url| !url.expose_secret().starts_with("postgres")) {
             problems.push("DATABASE_URL is not a postgres:// URL".to_owned());
@@ -271,6 +281,7 @@ impl Settings {
             coinpayportal,
             smtp,
             production,
+            byos_allow_private,
         })
     }
 

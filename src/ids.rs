@@ -42,6 +42,8 @@ ids! {
     ResourceId;
     /// A connection to a customer's own server.
     ConnectionId;
+    /// One command sent to a customer's server: the request id in that server's own log.
+    CommandId;
     /// A customer's intention to pay a sum through the gateway.
     TopupId;
     /// One asked-for operation on a resource.

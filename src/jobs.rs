@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 
 use crate::{
     clock::Time,
-    ids::{AttemptId, ResourceId, TopupId, UserId},
+    ids::{AttemptId, CommandId, ConnectionId, ResourceId, TopupId, UserId},
 };
 
 /// Everything that can run in the background.
@@ -37,6 +37,21 @@ pub enum Job {
     Reconcile,
     /// Seal the heads of the audit chains in a signed checkpoint.
     SealAudit,
+    /// Look at every customer's server that is due for it.
+    ProbeConnections,
+    /// Look at one customer's server now. Jobs of one connection run one after the other.
+    ProbeConnection(ConnectionId),
+    /// Send one command to a customer's server.
+    RunCommand {
+        /// Which command.
+        command: CommandId,
+        /// Over which connection.
+        connection: ConnectionId,
+    },
+    /// The next step of replacing a connection's key.
+    RotateConnection(ConnectionId),
+    /// Take our key off a customer's server, see that it is locked out, and destroy it.
+    RevokeConnection(ConnectionId),
 }
 
 impl Job {
@@ -52,6 +67,11 @@ impl Job {
             Self::SendMail(_) => "send_mail",
             Self::Reconcile => "reconcile",
             Self::SealAudit => "seal_audit",
+            Self::ProbeConnections => "probe_connections",
+            Self::ProbeConnection(_) => "probe_connection",
+            Self::RunCommand { .. } => "run_command",
+            Self::RotateConnection(_) => "rotate_connection",
+            Self::RevokeConnection(_) => "revoke_connection",
         }
     }
 
@@ -60,6 +80,10 @@ impl Job {
             Self::Operate { attempt, .. } => json!({ "attempt_id": attempt }),
             Self::OpenTopup(id) | Self::CheckPayment(id) => json!({ "topup_id": id }),
             Self::SettleAccount(id) => json!({ "user_id": id }),
+            Self::RunCommand { command, .. } => json!({ "command_id": command }),
+            Self::ProbeConnection(id) | Self::RotateConnection(id) | Self::RevokeConnection(id) => {
+                json!({ "connection_id": id })
+            }
             _ => json!({}),
         }
     }
@@ -73,6 +97,10 @@ impl Job {
             Self::SettleAccount(id) => format!("settle_account:{id}"),
             // A key of its own for each person: jobs with one key make their transactions wait for each other.
             Self::SendMail(Some(id)) => format!("send_mail:{id}"),
+            Self::RunCommand { command, .. } => format!("run_command:{command}"),
+            Self::ProbeConnection(id) | Self::RotateConnection(id) | Self::RevokeConnection(id) => {
+                format!("{}:{id}", self.identifier())
+            }
             _ => self.identifier().to_owned(),
         }
     }
@@ -80,6 +108,10 @@ impl Job {
     fn queue(&self) -> Option<String> {
         match self {
             Self::Operate { resource, .. } => Some(format!("resource:{resource}")),
+            Self::RunCommand { connection: id, .. }
+            | Self::ProbeConnection(id)
+            | Self::RotateConnection(id)
+            | Self::RevokeConnection(id) => Some(format!("connection:{id}")),
             _ => None,
         }
     }

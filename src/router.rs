@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use axum::{
     Router,
+    body::{Body, to_bytes},
     extract::{DefaultBodyLimit, MatchedPath, Request, State},
-    http::{HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderName, HeaderValue, Method, StatusCode, header},
     middleware,
-    response::IntoResponse,
+    response::{IntoResponse, Response},
     routing::get,
 };
 use tower_http::{
@@ -29,6 +30,7 @@ use utoipa_swagger_ui::SwaggerUi;
 use crate::{
     api::{self, error::Problem, idempotency},
     app::App,
+    byos::keys,
     pages,
 };
 
@@ -55,7 +57,8 @@ impl Modify for Bearer {
 /// | routes | who |
 /// |---|---|
 /// | `/api/auth/sign-up`, `/api/auth/sign-in`, `/api/seedbox/plans`, `/healthz`, `/readyz`, `/openapi.json`, `/docs`, `/` | everybody |
-/// | `/api/auth/*`, `/api/seedbox/*`, `/api/billing/*` | a signed-in person, for their own things; others' are 404 |
+/// | `/api/byos/manifest`, `/byos/install.sh`, `/byos/gate` | everybody |
+/// | `/api/auth/*`, `/api/seedbox/*`, `/api/billing/*`, `/api/byos/*` | a signed-in person, for their own things; others' are 404 |
 /// | `/api/operator/*` | operators; 404 for others |
 /// | `/api/webhooks/*` | whoever can sign |
 /// | `/link/{token}` | whoever has the link, once |
@@ -66,6 +69,7 @@ pub fn router(app: App, sandbox: Option<Router>) -> Router {
         .merge(api::seedbox::orders::routes())
         .merge(api::seedbox::resources::routes())
         .merge(api::billing::routes())
+        .merge(api::byos::connections::routes())
         .merge(api::operator::routes());
     if app.trial {
         described = described.merge(api::trial::routes());
@@ -90,6 +94,7 @@ pub fn router(app: App, sandbox: Option<Router>) -> Router {
     };
     router
         .layer(DefaultBodyLimit::max(idempotency::MAX_BODY))
+        .layer(middleware::from_fn(refuse_private_keys))
         .layer(middleware::from_fn(count))
         .layer(CompressionLayer::new())
         .layer(CatchPanicLayer::custom(|_| {
@@ -123,6 +128,26 @@ pub fn router(app: App, sandbox: Option<Router>) -> Router {
 async fn ready(State(app): State<App>) -> Result<&'static str, Problem> {
     sqlx::query_scalar!(r#"select 1 as "one!""#).fetch_one(&app.pool).await?;
     Ok("ready\n")
+}
+
+/// Nobody can give us a private key: a body that holds one is refused before anything reads it, and is not logged.
+async fn refuse_private_keys(request: Request, next: middleware::Next) -> Result<Response, Problem> {
+    if matches!(*request.method(), Method::GET | Method::HEAD) {
+        return Ok(next.run(request).await);
+    }
+    let (parts, body) = request.into_parts();
+    let body = to_bytes(body, idempotency::MAX_BODY)
+        .await
+        .map_err(|_| Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "a body has at most 64 KiB"))?;
+    if keys::holds_private_key(&body) {
+        return Err(Problem::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "private-key-refused",
+            "the request holds a private key. We never take one: nothing was stored or logged. Whoever saw the request on its way \
+             may have the key, so replace it wherever it is used. To connect a server only its name or address is needed",
+        ));
+    }
+    Ok(next.run(Request::from_parts(parts, Body::from(body))).await)
 }
 
 async fn count(request: Request, next: middleware::Next) -> impl IntoResponse {

@@ -240,6 +240,7 @@ impl Runtime {
             policy: Arc::new(Policy::default()),
             public_url: settings.public_url.as_str().into(),
             trial,
+            allow_private_servers: settings.byos_allow_private.unwrap_or(trial),
             checkpoint_file: settings.data_dir.join("audit-checkpoints.jsonl").into(),
         };
         if trial {

@@ -2,6 +2,7 @@
 
 pub mod auth;
 pub mod billing;
+pub mod byos;
 pub mod error;
 pub mod idempotency;
 pub mod operator;

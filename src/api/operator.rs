@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{
     error::{Body, Id, Problem},
     idempotency::NewId,
-    seedbox::resources::{ResourceView, request},
+    seedbox::resources::{ResourceView, refuse_byos, request},
 };
 use crate::{
     alerts::{self, Alert},
@@ -188,6 +188,7 @@ pub fn suspend_check(resource: &Resource, reason: SuspendReason) -> Result<(), P
             "an operator suspends for abuse, operator or upstream; billing and user do so by themselves",
         ));
     }
+    refuse_byos(resource)?;
     if !matches!(resource.status, Status::Active | Status::Suspended) || resource.suspend_reason == Some(reason) {
         return Err(Problem::conflict(format!("the box is {} and cannot be suspended", resource.status)));
     }
@@ -257,6 +258,7 @@ pub fn terminate_check(app: &App, resource: &Resource, confirm_label: &str, end_
     if !matches!(end_reason, "operator" | "fault" | "abuse") {
         return Err(Problem::bad_input("`end_reason` is operator, fault or abuse"));
     }
+    refuse_byos(resource)?;
     if confirm_label != resource.label {
         return Err(Problem::bad_input(format!(
             "the confirmation is not this box's label, '{}'; nothing was ended",

@@ -11,6 +11,8 @@ use crate::{
     seedbox::{Plan, Resource, SuspendReason},
 };
 
+pub mod byos;
+
 /// `3 February 2027, 14:05 UTC`.
 pub fn date(time: Time) -> String {
     time.0.strftime("%-d %B %Y, %H:%M UTC").to_string()

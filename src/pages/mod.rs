@@ -11,12 +11,14 @@ use axum::{
     routing::get,
 };
 use secrecy::ExposeSecret;
+use seedplane_provisioning::node::gate;
 
 use crate::{
     accounts,
     api::{error::Problem, seedbox::resources},
     app::App,
     audit::events::{Actor, Cause},
+    byos::onboarding,
     ids::{ResourceId, UserId},
     seedbox::repository,
 };
@@ -33,8 +35,17 @@ button { font: inherit; font-weight: 600; color: #fff; background: #1f6f54; bord
 ";
 
 pub(crate) fn routes(trial: bool) -> Router<App> {
-    let router = Router::new().route("/", get(start)).route("/link/{token}", get(ask).post(open));
+    let router = Router::new()
+        .route("/", get(start))
+        .route("/link/{token}", get(ask).post(open))
+        .route(onboarding::INSTALLER_PATH, get(async || script(gate::install_script())))
+        .route("/byos/gate", get(async || script(gate::GATE)));
     if trial { router.route("/trial/inbox", get(inbox)) } else { router }
+}
+
+/// A shell script, shown as text where somebody opens it to read it.
+fn script(text: &'static str) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response()
 }
 
 fn escape(text: &str) -> String {

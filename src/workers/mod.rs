@@ -16,13 +16,15 @@ use crate::{
     app::App,
     audit::chain,
     billing::sweep::CLOCK_JUMPED,
+    byos::broker::BrokerError,
     clock::{JumpWatch, Time},
-    ids::{AttemptId, TopupId, UserId},
+    ids::{AttemptId, CommandId, ConnectionId, TopupId, UserId},
     jobs::{self, Job},
     mailer, secrets,
     seedbox::{lifecycle::TransitionError, operations},
 };
 
+pub mod byos_connector;
 pub mod payments;
 pub mod reconciler;
 pub mod seedbox_billing;
@@ -61,6 +63,9 @@ pub enum StepError {
     /// The file system failed.
     #[error("a file could not be written: {0}")]
     File(#[from] std::io::Error),
+    /// Something of ours failed on the way to a customer's server.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
 }
 
 /// Makes graphile_worker's tables and lets the application use them. Run as the owner.
@@ -161,6 +166,19 @@ tasks! {
         }
         Ok(())
     };
+    ProbeConnections = "probe_connections" {} |app, _task| async move { byos_connector::probe_due(&app).await };
+    ProbeConnection = "probe_connection" { connection_id: ConnectionId } |app, task| async move {
+        byos_connector::probe(&app, task.connection_id).await
+    };
+    RunCommand = "run_command" { command_id: CommandId } |app, task| async move {
+        byos_connector::run_command(&app, task.command_id).await
+    };
+    RotateConnection = "rotate_connection" { connection_id: ConnectionId } |app, task| async move {
+        byos_connector::rotate(&app, task.connection_id).await
+    };
+    RevokeConnection = "revoke_connection" { connection_id: ConnectionId } |app, task| async move {
+        byos_connector::revoke(&app, task.connection_id).await
+    };
     Reconcile = "reconcile" {} |app, _task| async move { reconciler::reconcile(&app).await };
     SealAudit = "seal_audit" {} |app, _task| async move {
         chain::seal(&app).await?;
@@ -244,7 +262,14 @@ async fn report_jump(app: &App, jump: SignedDuration) -> sqlx::Result<()> {
 /// Those of the database.
 pub async fn tick(app: &App) -> sqlx::Result<()> {
     let mut connection = app.pool.acquire().await?;
-    for job in [Job::BillingSweep, Job::PollPayments, Job::SendMail(None), Job::Reconcile, Job::SealAudit] {
+    for job in [
+        Job::BillingSweep,
+        Job::PollPayments,
+        Job::SendMail(None),
+        Job::Reconcile,
+        Job::SealAudit,
+        Job::ProbeConnections,
+    ] {
         jobs::enqueue_in(&mut connection, job).await?;
     }
     Ok(())

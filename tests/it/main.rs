@@ -7,6 +7,7 @@ mod support;
 
 mod audit;
 mod billing;
+mod byos;
 mod crash;
 mod lifecycle;
 mod operator_money;

@@ -2,3 +2,4 @@
 //! and the trial mode. Nothing here moves real money or rents a real machine.
 
 pub mod coinpayportal;
+pub mod server;

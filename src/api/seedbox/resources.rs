@@ -160,6 +160,27 @@ async fn own(app: &App, customer: &Customer, id: Uuid) -> Result<Resource, Probl
         .ok_or_else(|| Problem::not_found("box"))
 }
 
+/// A box that we made. What can be done with somebody's own server is done over its connection.
+async fn own_managed(app: &App, customer: &Customer, id: Uuid) -> Result<Resource, Problem> {
+    let resource = own(app, customer, id).await?;
+    refuse_byos(&resource)?;
+    Ok(resource)
+}
+
+/// That cannot be done with a server which is its owner's.
+///
+/// # Errors
+/// A problem that says where to go instead.
+pub(crate) fn refuse_byos(resource: &Resource) -> Result<(), Problem> {
+    match resource.connection_id {
+        None => Ok(()),
+        Some(connection) => Err(Problem::conflict(format!(
+            "this is its owner's own server, which we do not run: see /api/byos/connections/{connection}; deleting the \
+             connection takes our key off it. Nothing was done"
+        ))),
+    }
+}
+
 /// Boxes, newest first.
 #[utoipa::path(get, path = "/api/seedbox/resources", tag = "seedboxes", responses((status = 200, body = Vec<ResourceView>)))]
 async fn list(State(app): State<App>, customer: Customer) -> Result<Json<Vec<ResourceView>>, Problem> {
@@ -232,7 +253,7 @@ async fn suspend(
     NewId(attempt): NewId,
     Id(id): Id<Uuid>,
 ) -> Result<(StatusCode, Json<ResourceView>), Problem> {
-    let resource = own(&app, &customer, id).await?;
+    let resource = own_managed(&app, &customer, id).await?;
     if resource.status != Status::Active {
         return Err(Problem::conflict(format!("only an active box can be suspended; this one is {}", resource.status)));
     }
@@ -251,7 +272,7 @@ async fn resume(
     NewId(attempt): NewId,
     Id(id): Id<Uuid>,
 ) -> Result<(StatusCode, Json<ResourceView>), Problem> {
-    let resource = own(&app, &customer, id).await?;
+    let resource = own_managed(&app, &customer, id).await?;
     match resource.suspend_reason {
         Some(SuspendReason::User) => {}
         Some(SuspendReason::Billing) => {
@@ -282,7 +303,7 @@ async fn rotate_credentials(
     NewId(attempt): NewId,
     Id(id): Id<Uuid>,
 ) -> Result<(StatusCode, Json<ResourceView>), Problem> {
-    let resource = own(&app, &customer, id).await?;
+    let resource = own_managed(&app, &customer, id).await?;
     if resource.status != Status::Active {
         return Err(Problem::conflict(format!(
             "only an active box gets a new password; this one is {}",
@@ -310,7 +331,7 @@ async fn quote_upgrade(
     Id(id): Id<Uuid>,
     Parameters(other): Parameters<OtherPlan>,
 ) -> Result<Json<PlanChange>, Problem> {
-    let resource = own(&app, &customer, id).await?;
+    let resource = own_managed(&app, &customer, id).await?;
     let mut connection = app.pool.acquire().await?;
     let (change, _) = plan_changes::quote(&mut connection, &resource, other.plan_id, app.now()).await?;
     Ok(Json(change))
@@ -330,6 +351,7 @@ async fn upgrade(
     Body(other): Body<OtherPlan>,
 ) -> Result<(StatusCode, Json<ResourceView>), Problem> {
     let (owner, cause) = (customer.principal.user_id, customer.cause());
+    own_managed(&app, &customer, id).await?;
     let mut tx = app.pool.begin().await?;
     plan_changes::request_in(&mut tx, AttemptId(attempt), owner, ResourceId(id), other.plan_id, app.now(), &cause)
         .await?;
@@ -359,7 +381,7 @@ async fn terminate(
     Id(id): Id<Uuid>,
     Body(body): Body<EndBox>,
 ) -> Result<(StatusCode, Json<ResourceView>), Problem> {
-    let resource = own(&app, &customer, id).await?;
+    let resource = own_managed(&app, &customer, id).await?;
     if body.confirm_label != resource.label {
         return Err(Problem::bad_input(format!(
             "`confirm_label` is not this box's label, '{}'; nothing was ended",
@@ -400,7 +422,7 @@ async fn credentials(
     customer: Customer,
     Id(id): Id<Uuid>,
 ) -> Result<([(HeaderName, &'static str); 1], Json<LoginView>), Problem> {
-    let resource = own(&app, &customer, id).await?;
+    let resource = own_managed(&app, &customer, id).await?;
     let (login_name, password) = reveal(&app, &resource, &customer.cause()).await?;
     let view = LoginView { web_url: resource.web_url, login_name, password: password.expose_secret().to_owned() };
     Ok(([(header::CACHE_CONTROL, "no-store")], Json(view)))
@@ -451,7 +473,7 @@ async fn set_priority(
     Id(id): Id<Uuid>,
     Body(body): Body<Priority>,
 ) -> Result<Json<ResourceView>, Problem> {
-    let resource = own(&app, &customer, id).await?;
+    let resource = own_managed(&app, &customer, id).await?;
     if !(1..=1000).contains(&body.priority) {
         return Err(Problem::bad_input("`priority` is 1 to 1000"));
     }

@@ -189,6 +189,7 @@ impl World {
             policy: Arc::new(Policy::default()),
             public_url: base.as_str().into(),
             trial: true,
+            allow_private_servers: true,
             checkpoint_file: self.folder.join("checkpoints.jsonl").into(),
         };
         let (stop, stopping) = watch::channel(false);
@@ -225,6 +226,16 @@ impl TestApp {
     /// An application with workers and one plan.
     pub async fn new() -> Self {
         World::new().await.start(true).await
+    }
+
+    /// The same application behind a door of its own, with what was changed of it.
+    pub async fn served_again(self) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        let routes = router::router(self.app.clone(), None);
+        tokio::spawn(async move { axum::serve(listener, routes).await });
+        let (stop, _) = watch::channel(false);
+        TestApp { app: self.app.clone(), world: self.world.clone(), base, http: self.http.clone(), stop }
     }
 
     pub async fn call(

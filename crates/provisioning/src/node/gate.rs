@@ -1,0 +1,221 @@
+//! The gate on a customer's own server: the script that is all our key can start there, the manifest it reads, and the script
+//! that installs both.
+//!
+//! The three are texts, the same for every server, so that anybody can compare what the control plane shows with what lies on
+//! a disk: the digests here are those of the files that [`install_script`] writes.
+
+use std::{fmt::Write as _, sync::LazyLock};
+
+use sha2::{Digest, Sha256};
+
+/// The gate, as it lies on the server.
+pub const GATE: &str = include_str!("gate/gate.sh");
+
+/// The list of what the gate does, as it lies on the server and is shown to the owner.
+pub const MANIFEST: &str = include_str!("gate/manifest.txt");
+
+/// The version that `hello` names. It changes when a request or an answer takes another form.
+pub const GATE_VERSION: u32 = 1;
+
+/// Where the gate lies on a server.
+pub const GATE_PATH: &str = "/usr/local/lib/seedplane/gate";
+
+/// Where the manifest lies on a server.
+pub const MANIFEST_PATH: &str = "/usr/local/lib/seedplane/manifest";
+
+/// The gate's own record of requests on the server.
+pub const LOG_PATH: &str = "/var/log/seedplane-gate.log";
+
+/// The user that the gate runs as.
+pub const USER: &str = "seedbox-mgr";
+
+/// The most bytes that a request may have: `<request-id> <action>[ <argument>]`.
+pub const MOST_REQUEST_BYTES: usize = 200;
+
+/// What the gate exits with when it refused; nothing was run.
+pub const EXIT_REFUSED: u32 = 126;
+
+/// What the gate exits with when an action ran into its limit.
+pub const EXIT_TIMED_OUT: u32 = 124;
+
+/// What the gate exits with when the server has none of the programs that the action could use.
+pub const EXIT_NOT_AVAILABLE: u32 = 69;
+
+/// The installer with placeholders for the other two.
+const TEMPLATE: &str = include_str!("gate/install.sh");
+
+/// How the base64 form of every Ed25519 public key begins.
+const ED25519_START: &str = "AAAAC3NzaC1lZDI1NTE5AAAAI";
+
+/// The characters of an Ed25519 public key in base64.
+const ED25519_LENGTH: usize = 68;
+
+/// What an action takes after its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Argument {
+    /// Nothing.
+    None,
+    /// Exactly one of these words.
+    OneOf(Vec<String>),
+    /// The base64 body of an Ed25519 public key.
+    Ed25519Key,
+}
+
+/// One line that an action runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Command {
+    /// The words, `{}` standing for the argument; the first whose programs the server has is run.
+    pub alternatives: Vec<String>,
+}
+
+/// Something that the gate does when it is asked for it by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Action {
+    /// Its name in a request.
+    pub name: String,
+    /// After how many seconds the gate ends it.
+    pub seconds: u32,
+    /// What it takes.
+    pub argument: Argument,
+    /// What it runs, in order; all are run, whether one before failed or not.
+    pub commands: Vec<Command>,
+    /// What the gate does itself, in words, where it runs no command.
+    pub built_in: Option<String>,
+}
+
+/// Why a text is no manifest.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("line {line} of the manifest: {what}")]
+pub struct ManifestError {
+    /// The line, from 1; after the last one if something is missing at the end.
+    pub line: usize,
+    /// What is wrong with it.
+    pub what: &'static str,
+}
+
+/// What is allowed: the actions of [`MANIFEST`], in its order.
+pub fn actions() -> &'static [Action] {
+    static ACTIONS: LazyLock<Vec<Action>> =
+        LazyLock::new(|| parse_manifest(MANIFEST).expect("a test parses the manifest"));
+    &ACTIONS
+}
+
+/// The action of that name.
+pub fn action(name: &str) -> Option<&'static Action> {
+    actions().iter().find(|action| action.name == name)
+}
+
+/// Whether the gate takes this argument, or none, with this action.
+pub fn is_valid_argument(action: &Action, argument: Option<&str>) -> bool {
+    match (&action.argument, argument) {
+        (Argument::None, None) => true,
+        (Argument::OneOf(words), Some(argument)) => words.iter().any(|word| word == argument),
+        (Argument::Ed25519Key, Some(argument)) => is_ed25519_key(argument),
+        _ => false,
+    }
+}
+
+/// Whether this is the base64 body of an Ed25519 public key, as it stands in `authorized_keys` after `ssh-ed25519`.
+pub fn is_ed25519_key(text: &str) -> bool {
+    text.len() == ED25519_LENGTH
+        && text.starts_with(ED25519_START)
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'+' || byte == b'/')
+}
+
+/// Reads a manifest as the gate does.
+///
+/// # Errors
+///
+/// Names the first line that the gate could not use.
+pub fn parse_manifest(text: &str) -> Result<Vec<Action>, ManifestError> {
+    let mut actions: Vec<Action> = Vec::new();
+    let complete =
+        |action: Option<&Action>| action.is_none_or(|action| action.commands.is_empty() == action.built_in.is_some());
+    let mut number = 0;
+    for line in text.lines() {
+        number += 1;
+        let wrong = |what| ManifestError { line: number, what };
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let (keyword, rest) = line.split_once(' ').ok_or_else(|| wrong("a keyword without words after it"))?;
+        if rest.split(' ').any(str::is_empty) {
+            return Err(wrong("words are separated by one space"));
+        }
+        if keyword == "action" {
+            if !complete(actions.last()) {
+                return Err(wrong("the action before has neither commands nor something built in, or both"));
+            }
+            let (name, seconds) = rest.split_once(' ').ok_or_else(|| wrong("an action has a name and seconds"))?;
+            if !name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-') {
+                return Err(wrong("the name of an action is lower-case letters and hyphens"));
+            }
+            if actions.iter().any(|action| action.name == name) {
+                return Err(wrong("a second action of this name"));
+            }
+            let seconds = seconds.parse().ok().filter(|seconds| (1..=3600).contains(seconds));
+            actions.push(Action {
+                name: name.to_owned(),
+                seconds: seconds.ok_or_else(|| wrong("the seconds are a number from 1 to 3600"))?,
+                argument: Argument::None,
+                commands: Vec::new(),
+                built_in: None,
+            });
+            continue;
+        }
+        let action = actions.last_mut().ok_or_else(|| wrong("the first line is an action"))?;
+        match keyword {
+            "argument" if action.argument != Argument::None || !action.commands.is_empty() => {
+                return Err(wrong("an action has one line of arguments, before what it does"));
+            }
+            "argument" if rest == "ed25519-key" => action.argument = Argument::Ed25519Key,
+            "argument" => action.argument = Argument::OneOf(rest.split(' ').map(str::to_owned).collect()),
+            "run" => action.commands.push(Command { alternatives: vec![rest.to_owned()] }),
+            "or" => match action.commands.last_mut() {
+                Some(command) => command.alternatives.push(rest.to_owned()),
+                None => return Err(wrong("an alternative to nothing")),
+            },
+            "built-in" if action.built_in.is_none() => action.built_in = Some(rest.to_owned()),
+            _ => return Err(wrong("an unknown keyword")),
+        }
+    }
+    match actions.last() {
+        Some(action) if complete(Some(action)) => Ok(actions),
+        _ => {
+            Err(ManifestError { line: number + 1, what: "the last action is missing or says nothing of what it does" })
+        }
+    }
+}
+
+/// The script that installs the gate and removes it: one text for every server, the connection and its key are its arguments.
+pub fn install_script() -> &'static str {
+    static SCRIPT: LazyLock<String> =
+        LazyLock::new(|| TEMPLATE.replacen("@GATE@\n", GATE, 1).replacen("@MANIFEST@\n", MANIFEST, 1));
+    &SCRIPT
+}
+
+/// The SHA-256 of a text, in lower-case hex, as `sha256sum` prints it for a file with this content.
+pub fn sha256_hex(text: &str) -> String {
+    Sha256::digest(text.as_bytes()).iter().fold(String::with_capacity(64), |mut hex, byte| {
+        write!(hex, "{byte:02x}").expect("a string takes everything");
+        hex
+    })
+}
+
+/// The SHA-256 of the gate, in hex.
+pub fn gate_sha256() -> &'static str {
+    static DIGEST: LazyLock<String> = LazyLock::new(|| sha256_hex(GATE));
+    &DIGEST
+}
+
+/// The SHA-256 of the manifest, in hex.
+pub fn manifest_sha256() -> &'static str {
+    static DIGEST: LazyLock<String> = LazyLock::new(|| sha256_hex(MANIFEST));
+    &DIGEST
+}
+
+/// The SHA-256 of [`install_script`], in hex.
+pub fn install_sha256() -> &'static str {
+    static DIGEST: LazyLock<String> = LazyLock::new(|| sha256_hex(install_script()));
+    &DIGEST
+}

@@ -1,0 +1,3 @@
+//! Customers' own servers.
+
+pub mod connections;
