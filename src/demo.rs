@@ -34,6 +34,8 @@ pub struct Options {
     keep: bool,
 }
 
+mod byos;
+
 const DAY: i64 = 86_400;
 
 /// A text without its quotes.
@@ -176,7 +178,7 @@ impl Story {
     fn done(&mut self, what: &str, proof: &str) {
         self.steps += 1;
         let took = self.step.elapsed().as_secs_f32();
-        self.say(&format!("{:>2}. {what:<44} {took:>5.1} s\n      {proof}", self.steps));
+        self.say(&format!("{:>2}. {what:<54} {took:>5.1} s\n      {proof}", self.steps));
         self.step = Instant::now();
         self.spinner.reset_elapsed();
         self.spinner.set_message("...");
@@ -265,6 +267,7 @@ impl Story {
         let (id, web_url) = self.buy().await?;
         let login = self.use_box(&id, &web_url).await?;
         let login = self.live_and_lapse(&id, &web_url, login).await?;
+        self.connect_a_server().await?;
         self.finish(&id, &web_url, login).await
     }
 

@@ -39,7 +39,7 @@ write_log() { # <outcome>
 
 refuse() { # <why>
     # What was sent is made harmless for the log and its readers, byte by byte.
-    harmless=$(printf '%.120s' "$1 - $text" | tr -c 'A-Za-z0-9@._+/= -' '?')
+    harmless=$(printf '%.120s' "$1${text:+ - $text}" | tr -c 'A-Za-z0-9@._+/= -' '?')
     write_log "refused $harmless" 2>/dev/null
     say_refused "$1"
     exit 126

@@ -1,0 +1,779 @@
+//! The gate on a customer's server: a real sshd on a stand-in server, installed with the line that the owner pastes, asked by
+//! OpenSSH's own client.
+
+use std::{
+    collections::BTreeMap,
+    ffi::{OsStr, OsString},
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
+    os::unix::{
+        ffi::{OsStrExt, OsStringExt},
+        fs::{MetadataExt, PermissionsExt},
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use seedplane_provisioning::node::gate::{self, Argument};
+use seedplane_simulators::server::StandInServer;
+use uuid::Uuid;
+
+use crate::support::temporary;
+
+/// The shells that `/bin/sh` is on the systems that the gate is for: Debian and Ubuntu, Fedora, Alpine.
+const SHELLS: [&str; 3] = ["dash", "bash", "busybox"];
+
+/// What only appears if something was run that should not have been.
+const CANARY: &str = "/tmp/canary";
+
+/// Whether this machine can run these tests; says so and counts where it cannot.
+fn supported() -> bool {
+    static SKIPPED: AtomicUsize = AtomicUsize::new(0);
+    match StandInServer::supported() {
+        Ok(()) => true,
+        Err(why) => {
+            println!("skipped, {} so far: {why}", SKIPPED.fetch_add(1, Ordering::Relaxed) + 1);
+            false
+        }
+    }
+}
+
+/// A server with the gate, one connection, and the client's side of it.
+struct Site {
+    server: StandInServer,
+    folder: PathBuf,
+    connection: String,
+    key: Key,
+}
+
+struct Key {
+    file: PathBuf,
+    /// The base64 body of the public half.
+    public: String,
+}
+
+/// What came back.
+#[derive(Debug)]
+struct Answer {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+impl From<Output> for Answer {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+impl Answer {
+    #[track_caller]
+    fn ok(self) -> String {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        self.out
+    }
+
+    #[track_caller]
+    fn refused(self) {
+        assert!(self.code == Some(126) && self.err.contains("seedplane-gate: refused: "), "{self:?}");
+    }
+}
+
+fn new_key(folder: &Path) -> Key {
+    let file = folder.join(format!("key-{}", Uuid::new_v4()));
+    let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&file).status().unwrap();
+    assert!(made.success());
+    let public = fs::read_to_string(file.with_extension("pub")).unwrap();
+    Key { public: public.split(' ').nth(1).unwrap().to_owned(), file }
+}
+
+impl Site {
+    /// A server without anything of ours.
+    fn bare() -> Self {
+        let folder = temporary("gate");
+        let server = StandInServer::start(&folder.join("server")).unwrap();
+        fs::write(server.path("/root/install.sh"), gate::install_script()).unwrap();
+        let known = format!("[127.0.0.1]:{} {}\n", server.port(), server.host_key().unwrap());
+        fs::write(folder.join("known_hosts"), known).unwrap();
+        let key = new_key(&folder);
+        Self { server, folder, connection: Uuid::new_v4().to_string(), key }
+    }
+
+    fn installed() -> Self {
+        let site = Self::bare();
+        site.add().ok();
+        site
+    }
+
+    /// The same with another shell as `/bin/sh`.
+    fn installed_with(shell: &str) -> Self {
+        let site = Self::installed();
+        site.root(&format!("mount --bind $(command -v {shell}) $(readlink -f /bin/sh)")).ok();
+        let now = site.root("readlink -f /proc/$$/exe; [ -z \"${BASH_VERSION-}\" ] || echo bash").ok();
+        assert_eq!(now.contains("bash"), shell == "bash", "{now}");
+        site
+    }
+
+    fn root(&self, script: &str) -> Answer {
+        self.server.run_as_root(script).unwrap().into()
+    }
+
+    fn add(&self) -> Answer {
+        self.add_connection(&self.connection, &self.key.public)
+    }
+
+    fn add_connection(&self, connection: &str, key: &str) -> Answer {
+        self.root(&format!("sh /root/install.sh add --connection {connection} --key {key}"))
+    }
+
+    fn remove(&self, connection: &str) -> Answer {
+        self.root(&format!("sh /root/install.sh remove --connection {connection}"))
+    }
+
+    /// A client that logs in with the key. What follows the server's address is the command, whatever it begins with.
+    fn ssh(&self, key: &Key, options: &[&str]) -> Command {
+        let mut command = Command::new("ssh");
+        command.env_clear().env("PATH", "/usr/bin:/bin").stdin(Stdio::null());
+        command.args(["-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-o", "ConnectTimeout=20"]);
+        command.args(["-o", "StrictHostKeyChecking=yes", "-o", "LogLevel=ERROR", "-o"]);
+        command.arg(format!("UserKnownHostsFile={}", self.folder.join("known_hosts").display()));
+        command.arg("-i").arg(&key.file).args(["-p", &self.server.port().to_string()]).args(options);
+        command.args(["--", "seedbox-mgr@127.0.0.1"]);
+        command
+    }
+
+    fn send(&self, command: impl AsRef<OsStr>) -> Answer {
+        self.ssh(&self.key, &[]).arg(command).output().unwrap().into()
+    }
+
+    /// A request with a fresh id.
+    fn ask(&self, request: &str) -> Answer {
+        self.ask_with(&self.key, request)
+    }
+
+    fn ask_with(&self, key: &Key, request: &str) -> Answer {
+        self.ssh(key, &[]).arg(format!("{} {request}", Uuid::new_v4())).output().unwrap().into()
+    }
+
+    fn log(&self) -> Vec<String> {
+        let bytes = fs::read(self.server.path(gate::LOG_PATH)).unwrap();
+        String::from_utf8(bytes).expect("the log is plain ASCII").lines().map(str::to_owned).collect()
+    }
+
+    fn authorized_keys(&self) -> PathBuf {
+        self.server.path("/var/lib/seedbox-mgr/.ssh/authorized_keys")
+    }
+
+    /// What runs on the server.
+    fn processes(&self) -> Vec<String> {
+        let script = "for file in /proc/[0-9]*/cmdline; do tr '\\0' ' ' <$file; echo; done 2>/dev/null";
+        self.root(script).out.lines().map(str::to_owned).collect()
+    }
+
+    /// Every file of the server's own, with what can be told of it. What is made at each start and what the system's own tools
+    /// keep of the state before are left out.
+    fn files(&self) -> BTreeMap<PathBuf, String> {
+        let mut found = BTreeMap::new();
+        let top = self.server.path("/");
+        let mut folders = vec![top.clone()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                let inside = path.strip_prefix(&top).unwrap().to_owned();
+                let name = inside.to_string_lossy();
+                if name.starts_with("run") || name == "etc/.pwd.lock" || name.ends_with('-') {
+                    continue;
+                }
+                let about = fs::symlink_metadata(&path).unwrap();
+                let mut text = format!("{:o} {}:{}", about.mode(), about.uid(), about.gid());
+                if about.is_file() {
+                    text += &format!(" {:?}", String::from_utf8_lossy(&fs::read(&path).unwrap()));
+                } else if about.is_dir() {
+                    folders.push(path);
+                }
+                found.insert(inside, text);
+            }
+        }
+        found
+    }
+}
+
+/// What differs, in words.
+fn difference(before: &BTreeMap<PathBuf, String>, after: &BTreeMap<PathBuf, String>) -> Vec<String> {
+    let gone = before.iter().filter(|(path, about)| after.get(*path) != Some(about));
+    let new = after.iter().filter(|(path, about)| before.get(*path) != Some(about));
+    gone.map(|(path, about)| format!("- {path:?} {about}")).chain(new.map(|(path, about)| format!("+ {path:?} {about}"))).collect()
+}
+
+/// Runs the same for each shell, side by side.
+fn with_each_shell(test: impl Fn(&str, &Site) + Sync) {
+    thread::scope(|scope| {
+        for shell in SHELLS {
+            let test = &test;
+            scope.spawn(move || test(shell, &Site::installed_with(shell)));
+        }
+    });
+}
+
+/// One connection for many sessions, as a client with ControlMaster has it.
+struct Master {
+    process: Child,
+    socket: PathBuf,
+}
+
+impl Master {
+    fn open(site: &Site) -> Self {
+        let socket = site.folder.join(format!("master-{}", &Uuid::new_v4().to_string()[..8]));
+        let mut process = site.ssh(&site.key, &["-M", "-N", "-S", socket.to_str().unwrap()]).spawn().unwrap();
+        let until = Instant::now() + Duration::from_secs(20);
+        while !socket.exists() {
+            assert!(process.try_wait().unwrap().is_none() && Instant::now() < until, "no connection to share");
+            thread::sleep(Duration::from_millis(10));
+        }
+        Self { process, socket }
+    }
+
+    fn send(&self, site: &Site, command: impl AsRef<OsStr>) -> Answer {
+        site.ssh(&site.key, &["-S", self.socket.to_str().unwrap()]).arg(command).output().unwrap().into()
+    }
+}
+
+impl Drop for Master {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn gate_does_every_action_of_its_manifest_in_every_shell() {
+    if !supported() {
+        return;
+    }
+    with_each_shell(|shell, site| {
+        site.server.pretend_services(&["caddy", "qbittorrent-nox"]).unwrap();
+        site.add().ok();
+        let second = new_key(&site.folder);
+        for action in gate::actions() {
+            let argument = match &action.argument {
+                Argument::None => String::new(),
+                Argument::OneOf(words) => {
+                    assert!(words.iter().any(|word| word == "caddy"));
+                    " caddy".to_owned()
+                }
+                Argument::Ed25519Key => format!(" {}", second.public),
+            };
+            let answer = site.ask(&format!("{}{argument}", action.name));
+            // Nothing that has a torrent client's name runs on the stand-in.
+            let expected = if action.name == "client-status" { 1 } else { 0 };
+            assert_eq!(answer.code, Some(expected), "{shell}: {}: {answer:?}", action.name);
+            let printed: Vec<_> = answer.out.lines().filter_map(|line| line.strip_prefix("$ ")).collect();
+            assert_eq!(printed.len(), action.commands.len(), "{shell}: {answer:?}");
+            for (line, command) in printed.iter().zip(&action.commands) {
+                let exact = command.alternatives.iter().any(|words| *line == words.replace("{}", argument.trim()));
+                assert!(exact, "{shell}: {line} is not in the manifest");
+            }
+            match action.name.as_str() {
+                "hello" => assert_eq!(
+                    answer.out,
+                    format!(
+                        "seedplane-gate {}\ngate {}\nmanifest {}\n",
+                        gate::GATE_VERSION,
+                        gate::gate_sha256(),
+                        gate::manifest_sha256()
+                    )
+                ),
+                "facts" => assert!(answer.out.contains("MemTotal:") && answer.out.contains("PRETTY_NAME=")),
+                "service-status" => assert!(answer.out.contains("ActiveState=active"), "{answer:?}"),
+                "service-log" => assert!(answer.out.contains("Started caddy.service"), "{answer:?}"),
+                _ => {}
+            }
+        }
+        let log = site.log();
+        assert_eq!(log.len(), 2 * gate::actions().len(), "{shell}: one line before and one after each: {log:#?}");
+        assert_eq!(fs::read_to_string(site.server.path("/run/services/caddy")).unwrap(), "1\n", "restarted once");
+        assert_eq!(fs::read(site.authorized_keys()).unwrap(), b"", "revoked");
+        assert_eq!(site.ask("hello").code, Some(255), "nobody is let in any more");
+
+        // Without sudo's rules, and without sudo: the rest goes on.
+        let words = format!("sh /root/install.sh add --without-restart --connection {} --key {}", site.connection, second.public);
+        site.root(&words).ok();
+        let answer = site.ask_with(&second, "service-restart caddy");
+        assert!(answer.code == Some(1) && answer.err.contains("password"), "{answer:?}");
+        site.server.put_program("/usr/bin/sudo", "").unwrap();
+        site.root("chmod 644 /usr/bin/sudo").ok();
+        let answer = site.ask_with(&second, "service-restart caddy");
+        assert!(answer.code == Some(69) && answer.err.contains("lacks: sudo"), "{answer:?}");
+        let own = site.ask_with(&second, "log").ok();
+        assert!(own.lines().all(|line| line.contains(&site.connection)) && own.lines().count() > 20, "{own}");
+    });
+}
+
+/// Lines that a thief of the key, or a control plane gone wrong, might send. `{id}` is a valid request id.
+fn hostile_lines() -> Vec<OsString> {
+    let touch = format!("touch {CANARY}");
+    let mut lines: Vec<OsString> = Vec::new();
+    let mut add = |line: String| lines.push(line.replace("{id}", &Uuid::new_v4().to_string()).into());
+
+    // Shells and programs instead of a request.
+    for line in [
+        "sh", "sh -i", "sh -c id", "/bin/sh", "bash", "bash -i", "bash --noprofile --norc", "dash", "ash", "busybox sh", "zsh",
+        "su", "su -", "su root", "sudo -s", "sudo -n systemctl --no-block restart caddy", "doas sh", "env", "env sh", "exec sh",
+        "command sh", "builtin exec sh", "eval id", ". /etc/profile", "source /etc/profile", "id", "whoami", "cat /etc/passwd",
+        "uname -srm", "df -Pk", "login", "python3", "python3 -c id", "perl -e 1", "awk 1", "vi", "ed", "less /etc/passwd", "man",
+        "crontab -e", "at now", "nohup sh", "setsid sh", "script", "screen", "tmux", "ssh localhost", "nc -l 1234", "telnet",
+        "hello", "facts", "log", "revoke", "true", "false", ":", "help", "--help", "-h", "--version", "-", "--", "-c", "-i", "exit",
+        // Copying.
+        "scp -t /tmp", "scp -f /etc/passwd", "scp -r -p -t .", "scp -t .ssh/authorized_keys", "sftp-server",
+        "/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server", "internal-sftp", "sftp",
+        "rsync --server -vlogDtpre.iLsfxC . /tmp/", "rsync --server --sender -vlogDtpre.iLsfxC . /etc/",
+        "git-upload-pack 'x'", "git-receive-pack 'x'", "svnserve -t", "cvs server", "borg serve", "restic", "rclone serve sftp",
+        "tar xf -", "cpio -i", "dd of=/tmp/canary", "tee /tmp/canary",
+    ] {
+        add(line.to_owned());
+    }
+    // Something behind a request that would be done, or hidden in it.
+    for tail in [
+        ";{}", "; {}", " ; {}", "&&{}", "&& {}", " && {}", "||{}", " || {}", "|{}", " | {}", "&{}", "& {}", " & {}", "\n{}", "\r{}",
+        "\r\n{}", "\n\n{}\n", "`{}`", " `{}`", "$({})", " $({})", "${IFS}{}", " ${IFS}{}", "$IFS{}", "\t{}", "\u{b}{}", "\u{c}{}",
+        "\u{85}{}", "\u{a0}{}", "\u{2028}{}", "\u{2029}{}", "\u{3000}{}", "\u{200b}{}", "\u{feff}{}", "\u{7f}{}", "\u{1b}[2J{}",
+        "\u{8}\u{8}{}", " >/tmp/canary", " >>/tmp/canary", " </etc/passwd", " 2>/tmp/canary", " <(id)", " <<<x", " <<x\n{}\nx", " {}",
+        " -- {}", " --help", " -h", " -x", " --", " -", " ..", " ../", " ../../etc/passwd", " /etc/passwd", " .", " /", " *", " ?", " [a-z]*",
+        " {a,b}", " ~", " ~root", " !", " !!", " %s", " %n", " \\", " \\n", " \\x00", " '", " \"", " ''", " \"\"", " '{}'", " \"$({})\"",
+        " #", " caddy", " =", " @", " +", " \u{202e}{}", "\\\n{}", " $HOME", " ${HOME}", " $0", " $@", " $SSH_ORIGINAL_COMMAND", " ;", ";", "&", "|",
+        " ", "  ", "\n", "\r", "\t", " \n", "\u{0456}", "\u{ff1b}{}", "\u{ff06}\u{ff06}{}", "\u{37e}{}", "\u{2223}{}", "\u{ff5c}{}", "\u{ff04}({})",
+    ] {
+        add(format!("{{id}} hello{}", tail.replacen("{}", &touch, 1)));
+    }
+    // Instead of a listed argument.
+    for argument in [
+        "", " ", "--help", "-H root@localhost", "--host=localhost", "-x", "--", "../caddy", "./caddy", "/caddy", "caddy/", "caddy/..", "caddy.service",
+        "caddy caddy", "caddy nginx", " caddy", "caddy ", "  caddy", "Caddy", "CADDY", "cadd", "addy", "caddyx", "xcaddy", "caddy@", "caddy@1", "@caddy",
+        "caddy=", "+caddy", "{}", "sshd", "ssh", "cron", "*", "c*", "cadd?", "[c]addy", "caddy|nginx", "caddy,nginx", "caddy\nnginx", "nginx\n",
+        "caddy\r", "caddy\t", "\tcaddy", "caddy;id", "caddy$(touch /tmp/canary)", "caddy`touch /tmp/canary`", "$caddy", "${caddy}", "'caddy'", "\"caddy\"",
+        "\\caddy", "c\\addy", "c\u{430}ddy", "ca\u{501}dy", "caddy\u{200b}", "\u{feff}caddy", "c\u{f0}", "0", "none", "ed25519-key", "argument", "qbittorrent-nox transmission-daemon",
+    ] {
+        add(format!("{{id}} service-restart {argument}"));
+    }
+    for argument in [
+        "", "-", "AAAA", "AAAAC3NzaC1lZDI1NTE5AAAAI", "ssh-ed25519", "AAAAB3NzaC1yc2EAAAADAQABAAABgQDaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+        "AAAAC3NzaC1lZDI1NTE5AAAAIaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+        "AAAAC3NzaC1lZDI1NTE5AAAAIaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+        "AAAAC3NzaC1lZDI1NTE5AAAAIaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa==",
+        "AAAAC3NzaC1lZDI1NTE5AAAAIaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa.a",
+        "AAAAC3NzaC1lZDI1NTE5AAAAIaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\naa",
+        "AAAAC3NzaC1lZDI1NTE5AAAAIaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa x",
+        "aAAAC3NzaC1lZDI1NTE5AAAAIaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+        "AAAAC3NzaC1lZDI1NTE5AAAAIaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\nssh-ed25519 AAAA", "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+        "AAAAC3NzaC1lZDI1NTE5AAAAIaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa|d;s/a",
+    ] {
+        add(format!("{{id}} key-add {argument}"));
+        add(format!("{{id}} key-remove {argument}"));
+    }
+    // An action that is none.
+    for action in [
+        "Hello", "HELLO", "hell", "helloo", "xhello", "hello-", "-hello", "hello.", "./hello", "/hello", "hello/", "hello=1", "a=b", "hello@", "action", "run", "or",
+        "built-in", "argument", "#", "sh", "id", "cat", "perform", "check", "service", "service-", "service-stop caddy", "service-start caddy", "SERVICE-RESTART caddy",
+        "service-restart-all", "service_restart caddy", "service restart caddy", "key-list", "key", "shell", "exec id", "none", "nothing", "ed25519-key", "126", "0", "..", "../gate", "hello 10",
+        "\u{43d}ello", "h\u{435}llo", "hello\u{301}", "hel lo", "facts -a", "disk /", "disk -a", "log 500", "log /etc/passwd", "revoke all", "revoke {id}",
+    ] {
+        add(format!("{{id}} {action}"));
+    }
+    // An id that is none.
+    for id in [
+        "", "-", "0", "id", "0193c1f2", "0193c1f2-7a5b-7c3d-8e9f", "0193c1f2-7a5b-7c3d-8e9f-0a1b2c3d4e5", "0193c1f2-7a5b-7c3d-8e9f-0a1b2c3d4e5f0",
+        "0193C1F2-7A5B-7C3D-8E9F-0A1B2C3D4E5F", "0193c1f27a5b7c3d8e9f0a1b2c3d4e5f", "{0193c1f2-7a5b-7c3d-8e9f-0a1b2c3d4e5f}", "urn:uuid:0193c1f2-7a5b-7c3d-8e9f-0a1b2c3d4e5f",
+        "0193c1f2_7a5b_7c3d_8e9f_0a1b2c3d4e5f", "g193c1f2-7a5b-7c3d-8e9f-0a1b2c3d4e5f", "0193c1f-27a5b-7c3d-8e9f-0a1b2c3d4e5f", "------------------------------------",
+        "????????-????-????-????-????????????", "0193c1f2-7a5b-7c3d-8e9f-0a1b2c3d4e5f-", "-0193c1f2-7a5b-7c3d-8e9f-0a1b2c3d4e5f", "0193c1f2-7a5b-7c3d-8e9f-0a1b2c3d4e5f;",
+        "0193c1f2-7a5b-7c3d-8e9f-0a1b2c3d4e5f\n", "\n0193c1f2-7a5b-7c3d-8e9f-0a1b2c3d4e5f", "0193c1f2\u{2010}7a5b-7c3d-8e9f-0a1b2c3d4e5f", "\u{ff10}193c1f2-7a5b-7c3d-8e9f-0a1b2c3d4e5f",
+        "$(touch /tmp/canary)", "`touch /tmp/canary`", "x=1", "PATH=/tmp", "ENV=/tmp/canary sh",
+    ] {
+        add(format!("{id} hello"));
+    }
+    for line in [
+        "{id}", "{id} ", " {id} hello", "{id}  hello", "{id}\thello", "{id}\nhello", "hello {id}", "{id} {id} hello", "{id} hello {id}", "{id}hello", "{id}/hello", "{id}=hello", "\u{feff}{id} hello",
+        "command=\"sh\" {id} hello", "SSH_ORIGINAL_COMMAND={id} hello",
+    ] {
+        add(line.to_owned());
+    }
+    // Too long, by a little and by a lot.
+    for length in [201, 202, 256, 1000, 4096, 10_000, 65_536, 100_000] {
+        add(format!("{{id}} {}", "a".repeat(length - 37)));
+    }
+    add(format!("{{id}} hello{}", " x".repeat(80)));
+    add(format!("{{id}} hello{}", " ".repeat(150)));
+    // Bytes that are no text at all, and those that shells use for themselves.
+    for byte in (1..=8).chain([0x0e, 0x1f]).chain(0x80..=0x8f).chain([0xa0, 0xad, 0xc0, 0xe2, 0xf5, 0xfe, 0xff]) {
+        let mut line = format!("{} hello", Uuid::new_v4()).into_bytes();
+        line.push(byte);
+        lines.push(OsString::from_vec(line));
+    }
+    lines
+}
+
+#[test]
+fn gate_refuses_everything_else_and_runs_nothing_of_it() {
+    if !supported() {
+        return;
+    }
+    let lines = hostile_lines();
+    let different: std::collections::BTreeSet<_> = lines.iter().collect();
+    assert!(different.len() == lines.len() && lines.len() >= 200, "{} of {}", different.len(), lines.len());
+    with_each_shell(|shell, site| {
+        site.server.pretend_services(&["caddy"]).unwrap();
+        site.add().ok();
+        let before = site.files();
+        let masters = [Master::open(site), Master::open(site)];
+        thread::scope(|scope| {
+            for (part, master) in lines.chunks(lines.len().div_ceil(masters.len())).zip(&masters) {
+                scope.spawn(move || {
+                    for line in part {
+                        let answer = master.send(site, line);
+                        let refused = answer.code == Some(126)
+                            && answer.out.is_empty()
+                            && answer.err.starts_with("seedplane-gate: refused: ")
+                            && answer.err.lines().count() == 1;
+                        assert!(refused, "{shell}: {line:?}: {answer:?}");
+                    }
+                });
+            }
+        });
+        let log = site.log();
+        assert_eq!(log.len(), lines.len(), "{shell}: one line each");
+        for line in &log {
+            let words: Vec<_> = line.splitn(6, ' ').collect();
+            assert!(words.len() == 6 && words[1] == site.connection && words[5].starts_with("refused "), "{line}");
+            assert!(words[5].len() <= "refused ".len() + 120, "{line}");
+            let harmless = |byte: u8| byte.is_ascii_alphanumeric() || b"@._+/= -:?".contains(&byte);
+            assert!(line.bytes().all(harmless), "{line:?}");
+        }
+        let mut after = site.files();
+        after.insert("var/log/seedplane-gate.log".into(), before[Path::new("var/log/seedplane-gate.log")].clone());
+        assert_eq!(difference(&before, &after), Vec::<String>::new(), "{shell}: something was run");
+        println!("{shell}: refused {} lines", lines.len());
+    });
+}
+
+#[test]
+fn key_opens_nothing_but_the_gate() {
+    if !supported() {
+        return;
+    }
+    let site = &Site::installed();
+    let evil = format!("#!/bin/sh\ntouch {CANARY}\n");
+    for name in ["evil", "date", "sed", "sha256sum"] {
+        let path = site.server.path(&format!("/tmp/{name}"));
+        fs::write(&path, &evil).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let before = site.files();
+    let request = || format!("{} hello", Uuid::new_v4());
+    let run = |options: &[&str], command: &str| -> Answer {
+        let mut ssh = site.ssh(&site.key, options);
+        if !command.is_empty() {
+            ssh.arg(command);
+        }
+        ssh.env("DISPLAY", "127.0.0.1:7").output().unwrap().into()
+    };
+
+    // What sshd makes of our line: a command, and none of the other things that a key can be for.
+    let options = run(&["-v", "-o", "LogLevel=DEBUG1"], &request());
+    let options: Vec<_> = options.err.lines().filter(|line| line.contains("key options:")).map(str::to_owned).collect();
+    assert!(!options.is_empty() && options.iter().all(|line| line.ends_with("key options: command")), "{options:?}");
+
+    // No shell, with a terminal or without, whatever comes on standard input.
+    run(&[], "").refused();
+    run(&["-tt"], "").refused();
+    let answer = run(&["-tt"], &request());
+    assert!(answer.code == Some(0) && answer.err.contains("PTY allocation request failed"), "{answer:?}");
+    let mut fed = site.ssh(&site.key, &[]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let _ = writeln!(fed.stdin.take().unwrap(), "touch {CANARY}\n{} hello", Uuid::new_v4());
+    Answer::from(fed.wait_with_output().unwrap()).refused();
+
+    // No files, by any of the ways.
+    run(&["-s"], "sftp").refused();
+    run(&["-s"], "netconf").code.filter(|code| *code != 0).expect("no subsystem");
+    let port = site.server.port().to_string();
+    let known = format!("UserKnownHostsFile={}", site.folder.join("known_hosts").display());
+    for (program, option, from, to) in [
+        ("scp", "-s", "/etc/hostname", "seedbox-mgr@127.0.0.1:/tmp/canary"),
+        ("scp", "-O", "/etc/hostname", "seedbox-mgr@127.0.0.1:/tmp/canary"),
+        ("scp", "-O", "seedbox-mgr@127.0.0.1:/etc/passwd", "stolen"),
+        ("sftp", "-q", "seedbox-mgr@127.0.0.1:/etc/passwd", "stolen"),
+    ] {
+        let mut copy = Command::new(program);
+        copy.args([option, "-F", "none", "-o", "BatchMode=yes", "-o", &known, "-P", &port, "-i"]).arg(&site.key.file);
+        let status = copy.args([from, to]).current_dir(&site.folder).stdin(Stdio::null()).output().unwrap().status;
+        assert!(!status.success() && !site.folder.join("stolen").exists(), "{program} {option} {from}");
+    }
+
+    // No forwarding. The local side of -L and -D always listens, so it is tried.
+    let answer = run(&["-W", &format!("127.0.0.1:{port}")], "");
+    assert!(answer.code == Some(255) && answer.out.is_empty() && answer.err.contains("prohibited"), "{answer:?}");
+    let answer = run(&["-N", "-o", "ExitOnForwardFailure=yes", "-R", "0:127.0.0.1:1"], "");
+    assert!(answer.code == Some(255) && answer.err.contains("forwarding failed"), "{answer:?}");
+    let answer = run(&["-N", "-o", "ExitOnForwardFailure=yes", "-R", "/tmp/canary:127.0.0.1:1"], "");
+    assert!(answer.code == Some(255), "{answer:?}");
+    let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (local, socks) = (free(), free());
+    let forward = format!("127.0.0.1:{local}:127.0.0.1:{port}");
+    let mut ssh = site.ssh(&site.key, &["-N", "-L", &forward, "-D", &format!("127.0.0.1:{socks}")]).spawn().unwrap();
+    let until = Instant::now() + Duration::from_secs(20);
+    while TcpStream::connect(("127.0.0.1", socks)).is_err() {
+        assert!(Instant::now() < until, "the client does not listen");
+        thread::sleep(Duration::from_millis(20));
+    }
+    let mut through = TcpStream::connect(("127.0.0.1", local)).unwrap();
+    let mut heard = Vec::new();
+    let _ = through.read_to_end(&mut heard);
+    assert!(heard.is_empty(), "-L reached sshd: {heard:?}");
+    let mut through = TcpStream::connect(("127.0.0.1", socks)).unwrap();
+    through.write_all(&[5, 1, 0]).unwrap();
+    let mut greeting = [0; 2];
+    through.read_exact(&mut greeting).unwrap();
+    let [high, low] = site.server.port().to_be_bytes();
+    through.write_all(&[5, 1, 0, 1, 127, 0, 0, 1, high, low]).unwrap();
+    let mut heard = Vec::new();
+    let _ = through.read_to_end(&mut heard);
+    assert!(!heard.windows(4).any(|bytes| bytes == b"SSH-"), "-D reached sshd: {heard:?}");
+    ssh.kill().unwrap();
+    ssh.wait().unwrap();
+    let answer = run(&["-X", "-o", "ForwardX11Timeout=0"], &request());
+    assert!(!answer.err.contains("debug") && answer.code == Some(0), "{answer:?}");
+    assert_ne!(run(&["-w", "any", "-N", "-o", "ExitOnForwardFailure=yes"], "").code, Some(0), "a tunnel");
+    run(&["-A"], &request()).ok();
+
+    // What the environment could carry, with the server's own setting and with one that lets everything through.
+    let tricks = [
+        "LC_ALL=tr_TR.UTF-8", "LC_CTYPE=en_US.UTF-8", "LC_X=() { :;}; touch /tmp/canary", "LANG=$(touch /tmp/canary)", "BASH_ENV=/tmp/evil", "ENV=/tmp/evil",
+        "PATH=/tmp", "IFS=-", "CDPATH=/tmp", "HOME=/tmp", "SHELL=/tmp/evil", "SSH_ORIGINAL_COMMAND=sh", "BASH_FUNC_printf%%=() { touch /tmp/canary; }",
+        "BASH_FUNC_date%%=() { touch /tmp/canary; }", "BASH_FUNC_is_uuid%%=() { touch /tmp/canary; }", "PS1=$(touch /tmp/canary)", "POSIXLY_CORRECT=1",
+        "log=/tmp/canary", "keys=/tmp/canary", "manifest=/tmp/canary", "folder=/tmp", "text=x", "connection=x", "argument=x", "status=0",
+    ];
+    for everything in [false, true] {
+        if everything {
+            site.root("echo 'AcceptEnv *' >>/etc/ssh/sshd_config.0 && kill -HUP $(cat /run/sshd.0.pid)").ok();
+            let until = Instant::now() + Duration::from_secs(20);
+            while site.ask("hello").code != Some(0) {
+                assert!(Instant::now() < until, "sshd is not back");
+            }
+        }
+        for shell in SHELLS {
+            site.root(&format!("mount --bind $(command -v {shell}) $(readlink -f /bin/sh)")).ok();
+            let options: Vec<_> = tricks.iter().map(|trick| format!("SetEnv={trick}")).collect();
+            let options: Vec<_> = options.iter().flat_map(|option| ["-o", option.as_str()]).collect();
+            assert!(run(&options, &request()).ok().starts_with("seedplane-gate 1\n"), "{shell}");
+            run(&options, "sh -c id").refused();
+            run(&options, "").refused();
+            site.root("umount $(readlink -f /bin/sh)").ok();
+        }
+    }
+    let mut after = site.files();
+    for changed in ["var/log/seedplane-gate.log", "etc/ssh/sshd_config.0"] {
+        after.insert(changed.into(), before[Path::new(changed)].clone());
+    }
+    assert_eq!(difference(&before, &after), Vec::<String>::new());
+}
+
+#[test]
+fn what_takes_too_long_is_ended_also_when_the_client_is_gone() {
+    if !supported() {
+        return;
+    }
+    with_each_shell(|shell, site| {
+        // Its children do not listen to TERM, and are not waited for.
+        site.server
+            .put_program("/usr/bin/stubborn", "#!/bin/sh\ntrap '' TERM\nsleep 301 &\nwhile :; do sleep 302; done\n")
+            .unwrap();
+        site.server.put_program("/usr/bin/talkative", "#!/bin/sh\nsleep 1\nwhile :; do echo more; done\n").unwrap();
+        let actions = "action slow 1\nrun sleep 300\nrun sleep 303\naction stubborn 1\nrun stubborn\naction talkative 5\nrun talkative\n";
+        site.root(&format!("printf '{actions}' >>/usr/local/lib/seedplane/manifest")).ok();
+        let remaining = || -> Vec<_> {
+            let ours = |process: &String| ["sleep", "stubborn", "talkative", "/gate "].iter().any(|name| process.contains(name));
+            site.processes().into_iter().filter(ours).collect()
+        };
+
+        let began = Instant::now();
+        let answer = site.ask("slow");
+        assert!(answer.code == Some(124) && answer.out == "$ sleep 300\n", "{shell}: {answer:?}");
+        assert!(began.elapsed() > Duration::from_secs(1) && began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+        assert_eq!(remaining(), Vec::<String>::new(), "{shell}");
+        let answer = site.ask("stubborn");
+        assert!(answer.code == Some(124) && answer.err.contains("ended after 1 seconds"), "{shell}: {answer:?}");
+        assert_eq!(remaining(), Vec::<String>::new(), "{shell}");
+        site.ask("hello").ok();
+        assert_eq!(remaining(), Vec::<String>::new(), "{shell}: the watch ends with what it watched");
+
+        // The client goes while it runs; for the last one, while it prints.
+        for (action, end) in [("slow", "timeout"), ("stubborn", "timeout"), ("talkative", "exit=")] {
+            let lines = site.log().len();
+            let mut client = site.ssh(&site.key, &[]).arg(format!("{} {action}", Uuid::new_v4())).stdout(Stdio::null()).spawn().unwrap();
+            let until = Instant::now() + Duration::from_secs(20);
+            while site.log().len() == lines {
+                assert!(Instant::now() < until, "{shell}: {action} does not begin");
+                thread::sleep(Duration::from_millis(20));
+            }
+            client.kill().unwrap();
+            client.wait().unwrap();
+            while site.log().len() < lines + 2 {
+                assert!(Instant::now() < until, "{shell}: {action} does not end");
+                thread::sleep(Duration::from_millis(50));
+            }
+            assert!(site.log()[lines + 1].contains(&format!(" {action} - {end}")), "{shell}: {:?}", site.log());
+            thread::sleep(Duration::from_millis(100));
+            assert_eq!(remaining(), Vec::<String>::new(), "{shell}: {action}");
+        }
+    });
+}
+
+#[test]
+fn keys_are_added_and_removed_and_lines_of_others_stay() {
+    if !supported() {
+        return;
+    }
+    with_each_shell(|shell, site| {
+        let neighbour = (Uuid::new_v4().to_string(), new_key(&site.folder));
+        site.add_connection(&neighbour.0, &neighbour.1.public).ok();
+        let stranger = new_key(&site.folder);
+        let ours = format!("command=\"/usr/local/lib/seedplane/gate {}\"", site.connection);
+        // A comment that looks like ours, odd bytes, the ends of lines of other systems, and a last line without an end.
+        let mut others = fs::read(site.authorized_keys()).unwrap();
+        let line = others.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+        let (theirs, mine) = others.split_at(line);
+        assert!(String::from_utf8_lossy(theirs).contains(&neighbour.0) && String::from_utf8_lossy(mine).contains(&ours));
+        let (theirs, mine) = (theirs.to_vec(), mine.to_vec());
+        others = theirs;
+        others.extend(format!("# {ours} ssh-ed25519 AAAA\n\t #{ours}\r\n\n  \\ \"$(touch /tmp/canary)\" \n").as_bytes());
+        others.extend(b"# \x80\xff\xc3\x28\n");
+        others.extend(format!("restrict ssh-ed25519 {} no end", stranger.public).as_bytes());
+        let keep = |expected: &[&[u8]]| {
+            let now = fs::read(site.authorized_keys()).unwrap();
+            let expected: Vec<u8> = expected.concat();
+            assert!(now == expected, "{shell}:\n{}\n---\n{}", String::from_utf8_lossy(&now), String::from_utf8_lossy(&expected));
+            let about = fs::metadata(site.authorized_keys()).unwrap();
+            assert_eq!(about.mode() & 0o7777, 0o600);
+        };
+        let owner = fs::metadata(site.authorized_keys()).unwrap().uid();
+        fs::write(site.authorized_keys(), [mine.as_slice(), others.as_slice()].concat()).unwrap();
+        assert_eq!(fs::metadata(site.authorized_keys()).unwrap().uid(), owner);
+
+        let second = new_key(&site.folder);
+        let third = new_key(&site.folder);
+        site.ask(&format!("key-remove {}", site.key.public)).refused();
+        site.ask(&format!("key-add {}", neighbour.1.public)).refused();
+        site.ask(&format!("key-add {}", stranger.public)).refused();
+        keep(&[&mine, &others]);
+        site.ask(&format!("key-add {}", second.public)).ok();
+        let added = format!("restrict,{ours} ssh-ed25519 {} seedplane-{}\n", second.public, site.connection);
+        keep(&[added.as_bytes(), &mine, &others]);
+        site.ask(&format!("key-add {}", second.public)).ok();
+        site.ask(&format!("key-add {}", third.public)).refused();
+        site.ask(&format!("key-remove {}", third.public)).ok();
+        keep(&[added.as_bytes(), &mine, &others]);
+
+        // The new key works, and the old one no longer, also in a session that it opened before.
+        let master = Master::open(site);
+        master.send(site, format!("{} hello", Uuid::new_v4())).ok();
+        site.ask_with(&second, &format!("key-remove {}", site.key.public)).ok();
+        keep(&[added.as_bytes(), &others]);
+        assert_eq!(site.ask("hello").code, Some(255), "{shell}: the old key still opens");
+        assert_ne!(master.send(site, format!("{} hello", Uuid::new_v4())).code, Some(0), "{shell}: its session is open");
+        drop(master);
+        site.ask_with(&second, "hello").ok();
+
+        // Many at once: as if one after the other.
+        let many: Vec<_> = (0..6).map(|_| new_key(&site.folder)).collect();
+        thread::scope(|scope| {
+            for key in &many {
+                scope.spawn(|| site.ask_with(&second, &format!("key-add {}", key.public)));
+            }
+        });
+        let now = fs::read_to_string(site.authorized_keys().with_file_name("authorized_keys")).map_err(|_| ()).unwrap_or_default();
+        let text = String::from_utf8_lossy(&fs::read(site.authorized_keys()).unwrap()).into_owned();
+        drop(now);
+        let lines: Vec<_> = text.lines().filter(|line| line.starts_with(&format!("restrict,{ours}"))).collect();
+        assert_eq!(lines.len(), 2, "{shell}: {lines:#?}");
+        assert_eq!(many.iter().filter(|key| text.contains(&key.public)).count(), 1);
+        assert!(fs::read(site.authorized_keys()).unwrap().ends_with(&others));
+
+        // Also a line that its owner restricted further is taken away.
+        let further = text.replacen("restrict,command", "from=\"127.0.0.1\",restrict,command", 1);
+        let kept = fs::read(site.authorized_keys()).unwrap();
+        fs::write(site.authorized_keys(), [further.lines().next().unwrap().as_bytes(), b"\n", &kept[text.find('\n').unwrap() + 1..]].concat()).unwrap();
+        let master = {
+            let socket = site.folder.join("revoked");
+            let process = site.ssh(&second, &["-M", "-N", "-S", socket.to_str().unwrap()]).spawn().unwrap();
+            let master = Master { process, socket };
+            let until = Instant::now() + Duration::from_secs(20);
+            while !master.socket.exists() {
+                assert!(Instant::now() < until);
+                thread::sleep(Duration::from_millis(10));
+            }
+            master
+        };
+        master.send(site, format!("{} revoke", Uuid::new_v4())).ok();
+        keep(&[&others]);
+        master.send(site, format!("{} key-add {}", Uuid::new_v4(), second.public)).refused();
+        keep(&[&others]);
+        assert_eq!(site.ask_with(&second, "hello").code, Some(255));
+        let other = Site { connection: neighbour.0.clone(), ..Site::borrowed(site, &neighbour.1) };
+        other.forget();
+        site.ask_with(&neighbour.1, "hello").ok();
+    });
+}
+
+#[test]
+fn installer_serves_what_then_lies_on_the_server() {
+    if !supported() {
+        return;
+    }
+    let site = Site::installed();
+    let on_server = |path: &str| fs::read(site.server.path(path)).unwrap();
+    assert_eq!(on_server(gate::GATE_PATH), gate::GATE.as_bytes());
+    assert_eq!(on_server(gate::MANIFEST_PATH), gate::MANIFEST.as_bytes());
+    for (path, digest) in [(gate::GATE_PATH, gate::gate_sha256()), (gate::MANIFEST_PATH, gate::manifest_sha256()), ("/root/install.sh", gate::install_sha256())] {
+        assert_eq!(site.root(&format!("sha256sum <{path}")).ok(), format!("{digest}  -\n"));
+    }
+    for (path, mode) in [(gate::GATE_PATH, 0o755), (gate::MANIFEST_PATH, 0o644), ("/usr/local/lib/seedplane", 0o755), ("/var/lib/seedbox-mgr", 0o755)] {
+        let about = fs::metadata(site.server.path(path)).unwrap();
+        assert_eq!((about.mode() & 0o7777, about.uid(), about.gid()), (mode, 0, 0), "{path}");
+    }
+}
+
+#[test]
+fn nothing_is_done_that_cannot_be_written_down() {
+    if !supported() {
+        return;
+    }
+    with_each_shell(|shell, site| {
+        let key = new_key(&site.folder);
+        let before = fs::read(site.authorized_keys()).unwrap();
+        for (name, script, back) in [
+            ("full", "mount --bind /dev/full /var/log/seedplane-gate.log", "umount /var/log/seedplane-gate.log"),
+            (
+                "somebody else's",
+                "mount -t tmpfs tmpfs /var/log && touch /var/log/seedplane-gate.log && chmod 600 /var/log/seedplane-gate.log",
+                "true",
+            ),
+            ("missing", "rm /var/log/seedplane-gate.log", "umount /var/log"),
+        ] {
+            site.root(script).ok();
+            for request in [format!("key-add {}", key.public), "facts".to_owned(), "revoke".to_owned()] {
+                let answer = site.ask(&request);
+                assert!(answer.code == Some(126) && answer.out.is_empty(), "{shell}: {name}: {answer:?}");
+                assert!(answer.err.ends_with("seedplane-gate: refused: the log cannot be written\n"), "{shell}: {name}: {answer:?}");
+            }
+            assert_eq!(fs::read(site.authorized_keys()).unwrap(), before, "{shell}: {name}");
+            site.root(back).ok();
+        }
+        site.ask("facts").ok();
+    });
+}
