@@ -10,6 +10,8 @@ use std::{
 
 use secrecy::{ExposeSecret, SecretString};
 
+use crate::secrets::vault;
+
 /// The names of the settings, `SEEDPLANE_LISTEN` as an environment variable and `listen` in the file; secrets have no flag,
 /// because a process's arguments can be read by everybody on the machine.
 const NAMES: &[(&str, &str)] = &[
@@ -27,6 +29,12 @@ const NAMES: &[(&str, &str)] = &[
     ("COINPAYPORTAL_API_URL", "coinpayportal-api-url"),
     ("SMTP_URL", "smtp-url"),
     ("MAIL_FROM", "mail-from"),
+    ("VAULT_ADDR", "vault-addr"),
+    ("VAULT_TOKEN", "vault-token"),
+    ("VAULT_ROLE_ID", "vault-role-id"),
+    ("VAULT_SECRET_ID", "vault-secret-id"),
+    ("VAULT_MOUNT", "vault-mount"),
+    ("VAULT_NAMESPACE", "vault-namespace"),
 ];
 
 /// Environment variables of ours that are not settings.
@@ -73,6 +81,8 @@ pub struct Settings {
     pub coinpayportal: Option<CoinPayPortalSettings>,
     /// Real mail; the inbox page if not set.
     pub smtp: Option<SmtpSettings>,
+    /// Vault or OpenBao for the secrets; the keystore in the data folder if not set.
+    pub vault: Option<vault::Settings>,
     /// Refuse everything that is only good for a trial.
     pub production: bool,
     /// Whether customers' own servers may have private addresses; only in a trial if not set.
@@ -253,6 +263,7 @@ impl Settings {
                 None
             }
         };
+        let vault = Self::vault(&get, &mut problems);
         if production {
             if database_url.is_none() {
                 problems.push("production needs DATABASE_URL: the embedded database lives on one machine".to_owned());
@@ -280,9 +291,47 @@ impl Settings {
             database_url,
             coinpayportal,
             smtp,
+            vault,
             production,
             byos_allow_private,
         })
+    }
+
+    fn vault(
+        get: &impl Fn(&str, &Option<String>) -> Option<String>,
+        problems: &mut Vec<String>,
+    ) -> Option<vault::Settings> {
+        let secret = |name: &str| get(name, &None).map(SecretString::from);
+        let (token, role_id, secret_id) = (secret("VAULT_TOKEN"), secret("VAULT_ROLE_ID"), secret("VAULT_SECRET_ID"));
+        let login = match (token, role_id, secret_id) {
+            (Some(token), None, None) => Some(vault::Login::Token(token)),
+            (None, Some(role_id), Some(secret_id)) => Some(vault::Login::AppRole { role_id, secret_id }),
+            (None, None, None) => None,
+            _ => {
+                problems.push(
+                    "Vault takes VAULT_TOKEN, or VAULT_ROLE_ID and VAULT_SECRET_ID together; they are set in part or both"
+                        .to_owned(),
+                );
+                return None;
+            }
+        };
+        match (get("VAULT_ADDR", &None), login) {
+            (Some(address), Some(login)) => Some(vault::Settings {
+                address,
+                login,
+                mount: get("VAULT_MOUNT", &None).unwrap_or_else(|| "secret".to_owned()),
+                namespace: get("VAULT_NAMESPACE", &None),
+            }),
+            (None, None) => None,
+            (Some(_), None) => {
+                problems.push("VAULT_ADDR is set without VAULT_TOKEN, or VAULT_ROLE_ID and VAULT_SECRET_ID".to_owned());
+                None
+            }
+            (None, Some(_)) => {
+                problems.push("a login for Vault is set without VAULT_ADDR".to_owned());
+                None
+            }
+        }
     }
 
     fn coinpayportal(

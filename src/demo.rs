@@ -123,6 +123,7 @@ impl Story {
                 || name.starts_with("COINPAYPORTAL_")
                 || name == "DATABASE_URL"
                 || name == "SMTP_URL"
+                || name.starts_with("VAULT_")
             {
                 command.env_remove(&*name);
             }

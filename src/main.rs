@@ -11,14 +11,16 @@ use seedplane::{
         chain,
         events::{Actor, Cause},
     },
+    byos::connections,
     clock::Time,
     config::{Flags, Settings},
     demo,
-    ids::{AttemptId, ResourceId},
+    ids::{AttemptId, ConnectionId, ResourceId},
     runtime::{self, Parts, Runtime},
-    secrets::keystore::Keystore,
+    secrets::{SecretStore, keystore::Keystore, transfer, vault::Vault},
     seedbox::{Operation, SuspendReason, operations, repository},
 };
+use seedplane_provisioning::node::gate;
 use tracing_subscriber::EnvFilter;
 
 /// Run a seedbox business, or try it: `seedplane up` needs no settings and touches nothing outside its data folder.
@@ -34,7 +36,7 @@ In production:     set DATABASE_URL, the COINPAYPORTAL_* and SMTP settings and S
                    `seedplane migrate`, and any number of `seedplane serve` and `seedplane work`
 
 Secrets (DATABASE_URL, COINPAYPORTAL_API_KEY, COINPAYPORTAL_BUSINESS_ID, COINPAYPORTAL_WEBHOOK_SECRET, SMTP_URL with
-MAIL_FROM) are taken from the environment or the settings file, never from flags: arguments can be read by everybody on
+MAIL_FROM, VAULT_ADDR with VAULT_TOKEN or VAULT_ROLE_ID and VAULT_SECRET_ID) are taken from the environment or the settings file, never from flags: arguments can be read by everybody on
 the machine."
 )]
 struct Cli {
@@ -65,10 +67,43 @@ enum Command {
     /// What an operator does
     #[command(subcommand)]
     Operator(OperatorCommand),
+    /// Customers' own servers
+    #[command(subcommand)]
+    Byos(ByosCommand),
+}
+
+#[derive(Subcommand)]
+enum ByosCommand {
+    /// List the connections that are not over, those with trouble first
+    List,
+    /// Print what the gate on a connected server runs, byte for byte
+    Manifest,
+    /// Print the script that the pasted line fetches, or its SHA-256
+    Installer {
+        /// Print the SHA-256 alone
+        #[arg(long)]
+        sha256: bool,
+    },
+    /// Take our key off a customer's server and destroy it
+    Revoke {
+        /// The connection's id
+        connection: uuid::Uuid,
+        /// Why
+        #[arg(long)]
+        reason: String,
+        #[command(flatten)]
+        operator: Who,
+    },
 }
 
 #[derive(Subcommand)]
 enum SecretsCommand {
+    /// Move every secret to the other store; stop every copy of the service first, and start it with the other one after
+    Move {
+        /// Where to: vault (with the VAULT_* settings) or keystore (the data folder's; the VAULT_* settings say where from)
+        #[arg(long, value_parser = ["vault", "keystore"])]
+        to: String,
+    },
     /// Make a new key for the keystore and wrap everything under it; the service may go on running meanwhile
     RotateKey,
 }
@@ -204,9 +239,19 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                 rotation.rewrapped
             ));
         }
+        Command::Secrets(SecretsCommand::Move { to }) => say(&move_secrets(settings, &to).await?),
         Command::Operator(command) => {
             let runtime = Runtime::start_beside(settings).await?;
             let done = operate(&runtime, command).await;
+            runtime.stop().await;
+            say(&done?);
+        }
+        Command::Byos(ByosCommand::Manifest) => say(gate::MANIFEST.trim_end()),
+        Command::Byos(ByosCommand::Installer { sha256: true }) => say(gate::install_sha256()),
+        Command::Byos(ByosCommand::Installer { sha256: false }) => say(gate::install_script().trim_end()),
+        Command::Byos(command) => {
+            let runtime = Runtime::start_beside(settings).await?;
+            let done = byos(&runtime, command).await;
             runtime.stop().await;
             say(&done?);
         }
@@ -254,19 +299,89 @@ fn echo(shown: bool) {
     let _ = std::process::Command::new("stty").arg(if shown { "echo" } else { "-echo" }).status();
 }
 
+/// What an audit event says of an operator's command.
+async fn cause_of(app: &seedplane::app::App, who: &Who, reason: &str) -> anyhow::Result<Cause> {
+    let id = seedplane::accounts::operator_by_email(&app.pool, &who.email)
+        .await?
+        .with_context(|| format!("{} is no operator; `seedplane operator create` makes one", who.email))?;
+    anyhow::ensure!(!reason.trim().is_empty(), "--reason must say why");
+    Ok(Cause { actor: Actor::Operator(id), reason: reason.trim().to_owned(), request_id: None })
+}
+
+/// Moves every secret between the keystore and Vault.
+async fn move_secrets(settings: Settings, to: &str) -> anyhow::Result<String> {
+    let vault = settings.vault.clone().context("moving secrets needs the VAULT_* settings; nothing was moved")?;
+    let keystore = Keystore::open(settings.data_dir.join("keystore"))?;
+    let vault = Vault::open(vault).await?;
+    let runtime = Runtime::start_beside(settings).await?;
+    let pool = runtime.app.pool.clone();
+    let moving = async {
+        anyhow::ensure!(
+            !runtime::others_run(&pool).await?,
+            "a copy of the service uses this database and would go on writing to the store it knows. Nothing was moved. Stop \
+             every copy, then run this again"
+        );
+        let (from, to): (&dyn SecretStore, &dyn SecretStore) =
+            if to == "vault" { (&keystore, &vault) } else { (&vault, &keystore) };
+        transfer::move_all(&pool, from, to).await
+    };
+    let moved = moving.await;
+    runtime.stop().await;
+    let moved = moved?;
+    Ok(format!(
+        "{} secrets are in {to} now, and {} references in the database lead there. Start the service {}",
+        moved.secrets,
+        moved.references,
+        if to == "vault" { "with the VAULT_* settings" } else { "without the VAULT_* settings" }
+    ))
+}
+
+async fn byos(runtime: &Runtime, command: ByosCommand) -> anyhow::Result<String> {
+    let app = &runtime.app;
+    if let ByosCommand::Revoke { connection, reason, operator } = command {
+        let cause = cause_of(app, &operator, &reason).await?;
+        let found = connections::find(&app.pool, ConnectionId(connection)).await?;
+        let mut found =
+            found.with_context(|| format!("there is no connection {connection}; `seedplane byos list` lists them"))?;
+        let mut tx = app.pool.begin().await?;
+        let asked = connections::request_revocation_in(&mut tx, &mut found, app.now(), &cause).await?;
+        tx.commit().await?;
+        let (label, host) = (found.label, found.host);
+        return Ok(match asked {
+            true => format!(
+                "the revocation of {label} ({host}) is asked for; a worker takes our key off it and destroys it"
+            ),
+            false => format!("{label} ({host}) is revoked, or about to be, already"),
+        });
+    }
+    let open = connections::open_of_everybody(&app.pool).await?;
+    if open.is_empty() {
+        return Ok("no server is connected".to_owned());
+    }
+    let lines = open.into_iter().map(|one| {
+        let seen = one.last_seen_at.map_or_else(|| "never seen".to_owned(), |at| format!("seen {at}"));
+        let trouble = one.last_error.map(|error| format!("\n    {error}")).unwrap_or_default();
+        let differ = one.log_differences.filter(|count| *count > 0).map(|count| format!(", {count} log lines differ"));
+        format!(
+            "{}  {:<9} {} ({}:{}), {seen}{}{trouble}",
+            one.id,
+            one.status.as_str(),
+            one.label,
+            one.host,
+            one.port,
+            differ.unwrap_or_default()
+        )
+    });
+    Ok(lines.collect::<Vec<_>>().join("\n"))
+}
+
 async fn operate(runtime: &Runtime, command: OperatorCommand) -> anyhow::Result<String> {
     let app = &runtime.app;
     let problem = |problem: seedplane::api::error::Problem| anyhow::anyhow!(problem.detail);
     let box_of = async |id: uuid::Uuid| -> anyhow::Result<_> {
         repository::resource(&app.pool, ResourceId(id)).await?.with_context(|| format!("there is no box {id}"))
     };
-    let cause_of = async |who: &Who, reason: &str| -> anyhow::Result<Cause> {
-        let id = seedplane::accounts::operator_by_email(&app.pool, &who.email)
-            .await?
-            .with_context(|| format!("{} is no operator; `seedplane operator create` makes one", who.email))?;
-        anyhow::ensure!(!reason.trim().is_empty(), "--reason must say why");
-        Ok(Cause { actor: Actor::Operator(id), reason: reason.trim().to_owned(), request_id: None })
-    };
+    let cause_of = async |who: &Who, reason: &str| cause_of(app, who, reason).await;
     let ask = async |id: uuid::Uuid, operation: Operation, reason: String, cause: &Cause| -> anyhow::Result<String> {
         let mut tx = app.pool.begin().await?;
         let asked =

@@ -1,6 +1,12 @@
 //! Puts the application together from its settings, and runs it until it is told to stop.
 
-use std::{collections::BTreeMap, net::SocketAddr, str::FromStr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    str::FromStr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use anyhow::Context;
 use secrecy::{ExposeSecret, SecretString};
@@ -29,7 +35,7 @@ use crate::{
     },
     postgres::{self, Embedded, EmbeddedOptions, running_url},
     router,
-    secrets::{SecretPath, SecretStore, keystore::Keystore},
+    secrets::{SecretPath, SecretStore, keystore::Keystore, vault::Vault},
     seedbox::plans::{self, NewPlan},
     workers,
 };
@@ -82,12 +88,33 @@ pub async fn allow_application_login(owner_url: &str) -> anyhow::Result<PgConnec
     Ok(options.username(APPLICATION_ROLE))
 }
 
+/// How this process is called among the database's sessions.
+fn own_name() -> &'static str {
+    static NAME: OnceLock<String> = OnceLock::new();
+    NAME.get_or_init(|| format!("seedplane/{}-{:08x}", std::process::id(), rand::random::<u32>()))
+}
+
+/// Whether another copy of the service uses this database now.
+///
+/// # Errors
+/// Those of the database.
+pub async fn others_run(pool: &PgPool) -> sqlx::Result<bool> {
+    sqlx::query_scalar(
+        "select exists (select from pg_stat_activity where datname = current_database()
+             and application_name like 'seedplane/%' and application_name <> $1)",
+    )
+    .bind(own_name())
+    .fetch_one(pool)
+    .await
+}
+
 /// Connections on which this process is the application, not the owner of the tables. Where `options` log in as the owner,
 /// as with one `DATABASE_URL` for everything, they become the application's by `set role`.
 ///
 /// # Errors
 /// That the database cannot be reached.
 pub async fn application_pool(options: PgConnectOptions, connections: u32) -> anyhow::Result<PgPool> {
+    let options = options.application_name(own_name());
     PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(Duration::from_secs(10))
@@ -156,6 +183,17 @@ pub async fn prepare(url: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The store of passwords and keys that the settings name.
+///
+/// # Errors
+/// That it cannot be opened, and what to do.
+pub async fn open_secrets(settings: &Settings) -> anyhow::Result<Arc<dyn SecretStore>> {
+    Ok(match &settings.vault {
+        Some(vault) => Arc::new(Vault::open(vault.clone()).await?),
+        None => Arc::new(Keystore::open(settings.data_dir.join("keystore"))?),
+    })
+}
+
 impl Runtime {
     /// Starts the parts underneath: database, secrets, providers, gateway, mailer.
     ///
@@ -198,7 +236,7 @@ impl Runtime {
             None => allow_application_login(&url).await?,
         };
         let pool = application_pool(options, 30).await?;
-        let secrets: Arc<dyn SecretStore> = Arc::new(Keystore::open(settings.data_dir.join("keystore"))?);
+        let secrets = open_secrets(&settings).await?;
         let clock = Clock::system();
         let trial = settings.coinpayportal.is_none() && !settings.production;
 

@@ -32,11 +32,13 @@ use crate::{
     },
 };
 
+mod byos;
 mod money;
 
 pub(crate) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .merge(money::routes())
+        .merge(byos::routes())
         .routes(routes!(alerts))
         .routes(routes!(resolve_alert))
         .routes(routes!(show_resource))

@@ -10,6 +10,7 @@ use crate::{
     audit::events::{self, Cause, Event, Subject},
     clock::Time,
     ids::{ConnectionId, ResourceId, UserId},
+    jobs::{self, Job},
     seedbox::{
         Resource, Status,
         lifecycle::{self, Transition, TransitionError},
@@ -445,6 +446,41 @@ pub async fn end_resource_in(
         }
     }
     Ok(())
+}
+
+/// Asks for the end of a connection, in the caller's transaction: a worker carries it out. False if it was asked for before.
+///
+/// # Errors
+/// [`TransitionError::Stale`] if somebody else wrote first.
+pub async fn request_revocation_in(
+    connection: &mut PgConnection,
+    known: &mut Connection,
+    at: Time,
+    cause: &Cause,
+) -> Result<bool, TransitionError> {
+    if known.status == ConnectionStatus::Revoked || known.revoke_requested_at.is_some() {
+        return Ok(false);
+    }
+    known.revoke_requested_at = Some(at);
+    known.next_probe_at = None;
+    write_in(connection, known).await?;
+    record_in(connection, known, "connection.revocation_requested", json!({}), at, cause).await?;
+    jobs::enqueue_in(connection, Job::RevokeConnection(known.id)).await?;
+    Ok(true)
+}
+
+/// Every connection that is not over, those with trouble first, at most 500: for operators.
+///
+/// # Errors
+/// Those of the database.
+pub async fn open_of_everybody(executor: impl PgExecutor<'_>) -> sqlx::Result<Vec<Connection>> {
+    sqlx::query_as!(
+        Connection,
+        "select * from byos_connections where status <> 'revoked'
+         order by status = 'error' desc, coalesce(log_differences, 0) desc, created_at desc limit 500"
+    )
+    .fetch_all(executor)
+    .await
 }
 
 /// Connections whose revocation was asked for and is not done: their job may have been lost. At most 200.

@@ -77,7 +77,8 @@ impl Story {
         self.ok(Method::DELETE, &path, None).await?;
         let revoked = self.until("it is revoked", &path, |connection| connection["status"] == "revoked").await?;
         ensure!(revoked["revocation"] == "locked_out", "it was not verified: {revoked}");
-        let left = std::fs::read_to_string(server.path("/var/lib/seedbox-mgr/.ssh/authorized_keys")).unwrap_or_default();
+        let left =
+            std::fs::read_to_string(server.path("/var/lib/seedbox-mgr/.ssh/authorized_keys")).unwrap_or_default();
         ensure!(left.trim().is_empty(), "a line of ours is left on the server: {left}");
         let removed = server.run_as_root(text(&pending["onboarding"]["remove_line"]))?;
         ensure!(removed.status.success(), "the line that undoes it ended with {}", removed.status);

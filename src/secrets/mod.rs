@@ -1,9 +1,12 @@
 //! Secrets live outside the database. Postgres holds references such as `keystore:resource/<id>/password`; the values
-//! are in a [`SecretStore`]. The default is [`keystore::Keystore`], encrypted files in Seedplane's folder. Every store
+//! are in a [`SecretStore`]. The default is [`keystore::Keystore`], encrypted files in Seedplane's folder;
+//! [`vault::Vault`] keeps them in Vault or OpenBao; [`transfer`] moves them from one to the other. Every store
 //! keeps the promises in [`contract`].
 
 pub mod contract;
 pub mod keystore;
+pub mod transfer;
+pub mod vault;
 
 use std::{fmt, io, path::PathBuf, str::FromStr};
 
@@ -196,7 +199,10 @@ pub enum Error {
         why: &'static str,
     },
     /// A reference that this store did not give.
-    #[error("\"{reference}\" is no reference to a secret in the store {store}, which is the one in use.")]
+    #[error(
+        "\"{reference}\" is no reference to a secret in the store {store}, which is the one in use. If it was moved from another \
+         one, finish with `seedplane secrets move --to {store}`."
+    )]
     ForeignReference {
         /// What was given.
         reference: String,

@@ -628,3 +628,33 @@ async fn the_moves_of_a_connection_are_the_same_in_sql_and_in_rust() {
     drop(tx);
     workers::tick(&test.app).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_sees_what_is_wrong_and_can_only_take_our_key_back() {
+    let test = TestApp::new().await;
+    let (owner, operator) = (test.customer().await, test.person(seedplane::accounts::Role::Operator).await);
+    let connection = test.post(&owner, "/api/byos/connections", json!({ "host": "127.0.0.1", "port": 1 })).await;
+    until(&test, &owner, &connection, |connection| connection["last_error"]["kind"] == "port_closed").await;
+    let listed = test.get(&operator, "/api/operator/byos/connections").await;
+    assert_eq!(listed[0]["id"], connection["id"]);
+    assert!(listed[0]["last_error"].as_str().unwrap().contains("is sshd running there"), "{listed}");
+    let at = format!("/api/operator/byos/connections/{}", connection["id"].as_str().unwrap());
+    let revoke = format!("{at}/revoke");
+    let (status, _) = test.call(Some(&owner), Method::POST, &revoke, Some(json!({ "reason": "x" }))).await;
+    assert_eq!(status, StatusCode::NOT_FOUND, "an owner is no operator");
+    let (status, _) = test.call(Some(&operator), Method::POST, &revoke, Some(json!({ "reason": " " }))).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "an operator says why");
+    // Nothing but that: an operator is a stranger to what an owner can do.
+    let run = format!("{}/run", path(&connection));
+    let (status, _) = test.call(Some(&operator), Method::POST, &run, Some(json!({ "action": "disk" }))).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    test.post(&operator, &revoke, json!({ "reason": "abuse report 17" })).await;
+    let revoked = until(&test, &owner, &connection, |connection| connection["status"] == "revoked").await;
+    assert_eq!(revoked["revocation"], "unverified");
+    let reason: String =
+        sqlx::query_scalar("select reason from seedbox_audit_events where action = 'connection.revocation_requested'")
+            .fetch_one(&test.app.pool)
+            .await
+            .unwrap();
+    assert_eq!(reason, "abuse report 17");
+}

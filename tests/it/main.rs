@@ -17,5 +17,6 @@ mod plan_changes;
 mod provider_contract;
 mod scale;
 mod schema;
+mod secrets;
 mod seedbox_orders;
 mod story;

@@ -3,3 +3,4 @@
 
 pub mod coinpayportal;
 pub mod server;
+pub mod vault;

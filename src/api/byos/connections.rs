@@ -54,7 +54,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
 
 /// A connection as its owner sees it.
 #[derive(Serialize, ToSchema)]
-struct ConnectionView {
+pub(crate) struct ConnectionView {
     id: ConnectionId,
     label: String,
     host: String,
@@ -123,7 +123,7 @@ struct ErrorView {
     detail: String,
 }
 
-async fn view(app: &App, connection: Connection) -> Result<ConnectionView, Problem> {
+pub(crate) async fn view(app: &App, connection: Connection) -> Result<ConnectionView, Problem> {
     let resource = connections::resource_of(&app.pool, connection.id).await?;
     let revoked = connection.status == ConnectionStatus::Revoked;
     let is_current = match (&connection.gate_sha256, &connection.manifest_sha256) {
@@ -303,17 +303,9 @@ async fn revoke(
     Id(id): Id<Uuid>,
 ) -> Result<(StatusCode, Json<ConnectionView>), Problem> {
     let mut connection = own(&app, &customer, id).await?;
-    if connection.status != ConnectionStatus::Revoked && connection.revoke_requested_at.is_none() {
-        let now = app.now();
-        let mut tx = app.pool.begin().await?;
-        connection.revoke_requested_at = Some(now);
-        connection.next_probe_at = None;
-        connections::write_in(&mut tx, &mut connection).await?;
-        let action = "connection.revocation_requested";
-        connections::record_in(&mut tx, &connection, action, json!({}), now, &customer.cause()).await?;
-        jobs::enqueue_in(&mut tx, Job::RevokeConnection(connection.id)).await?;
-        tx.commit().await?;
-    }
+    let mut tx = app.pool.begin().await?;
+    connections::request_revocation_in(&mut tx, &mut connection, app.now(), &customer.cause()).await?;
+    tx.commit().await?;
     let connection = own(&app, &customer, id).await?;
     Ok((StatusCode::ACCEPTED, Json(view(&app, connection).await?)))
 }

@@ -198,7 +198,7 @@ make_user() {
 }
 
 make_log() {
-    if [ -e "$log" ] && [ "$(stat -c %U "$log")" = "$user" ]; then
+    if [ -e "$log" ] && [ "$(stat -c %u "$log")" = "$(id -u "$user")" ]; then
         say "$log (the gate's record) is in place already."
         return
     fi
@@ -207,7 +207,7 @@ make_log() {
     if has chattr && chattr +a "$log" 2>/dev/null; then
         say "Made $log, the gate's record, to which lines can only be added."
     else
-        say "Made $log, the gate's record. (This file system cannot keep it from being changed afterwards.)"
+        say "Made $log, the gate's record. (Nothing here can keep its lines from being changed: chattr +a did not work.)"
     fi
 }
 

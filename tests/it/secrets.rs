@@ -1,0 +1,213 @@
+//! Where secrets are kept: Vault keeps the same promises as the keystore, and moving from one to the other loses nothing.
+
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicI64, Ordering},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use secrecy::{ExposeSecret, SecretString};
+use seedplane::secrets::{
+    Error, SecretPath, SecretStore, SecretVersion, contract,
+    keystore::Keystore,
+    transfer,
+    vault::{Login, Settings, Vault},
+};
+use seedplane_simulators::vault::Vault as StandIn;
+use serde_json::json;
+
+use crate::support::{World, temporary};
+
+async fn stand_in() -> (StandIn, String) {
+    let server = StandIn::new("role", "secret", "root");
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address: SocketAddr = listener.local_addr().unwrap();
+    let routes = server.router();
+    tokio::spawn(async move { axum::serve(listener, routes).await });
+    (server, format!("http://{address}"))
+}
+
+fn settings(address: &str, login: Login) -> Settings {
+    Settings { address: address.to_owned(), login, mount: "secret".to_owned(), namespace: None }
+}
+
+fn role(secret_id: &str) -> Login {
+    Login::AppRole { role_id: SecretString::from("role"), secret_id: SecretString::from(secret_id) }
+}
+
+#[tokio::test]
+async fn vault_keeps_the_promises_of_every_store() {
+    let (server, address) = stand_in().await;
+    let store = Vault::open(settings(&address, role("secret"))).await.unwrap();
+    contract::all(&store).await;
+    assert_eq!(server.logins(), 1, "one login is enough");
+    // With an engine that keeps more versions than we do, and with somebody else's token.
+    let (server, address) = stand_in().await;
+    server.set_max_versions(50);
+    let store = Vault::open(settings(&address, Login::Token(SecretString::from("root")))).await.unwrap();
+    contract::all(&store).await;
+}
+
+#[tokio::test]
+async fn vault_is_tried_again_where_that_is_safe_and_says_what_is_wrong_where_it_is_not() {
+    let (server, address) = stand_in().await;
+    let store = Vault::open(settings(&address, role("secret"))).await.unwrap();
+    let path = SecretPath::new("resource/1/password").unwrap();
+    store.put(&path, SecretString::from("one")).await.unwrap();
+    let value = async || store.get(&path).await.map(|value| value.map(|value| value.expose_secret().to_owned()));
+
+    server.end_tokens();
+    assert_eq!(value().await.unwrap().as_deref(), Some("one"), "it logs in anew");
+    assert_eq!(server.logins(), 2);
+    server.be_busy(2);
+    assert_eq!(value().await.unwrap().as_deref(), Some("one"), "busy is waited for");
+    server.lose_answers(1);
+    let other = SecretPath::new("resource/2/password").unwrap();
+    let first = store.get_or_put(&other, SecretString::from("first")).await.unwrap();
+    assert_eq!(first.expose_secret(), "first", "a write whose answer was lost is found again");
+
+    server.set_sealed(true);
+    let error = value().await.unwrap_err().to_string();
+    assert!(error.contains("503") && error.contains("sealed"), "{error}");
+    server.set_sealed(false);
+    server.set_refuse_writes(true);
+    let error = store.put(&path, SecretString::from("hush-4711")).await.unwrap_err().to_string();
+    assert!(error.contains("permission denied") && !error.contains("hush-4711"), "{error}");
+    assert_eq!(value().await.unwrap().as_deref(), Some("one"));
+
+    server.set_lease(Duration::from_millis(1500));
+    server.end_tokens();
+    value().await.unwrap();
+    let logins = server.logins();
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    value().await.unwrap();
+    assert_eq!(server.logins(), logins + 1, "a token is renewed before it ends");
+
+    let wrong = Vault::open(settings(&address, role("not the secret"))).await.unwrap_err().to_string();
+    assert!(wrong.contains("secret id is not accepted") && !wrong.contains("not the secret"), "{wrong}");
+    let plain = Vault::open(settings("http://vault.example.org:8200", role("secret"))).await.unwrap_err().to_string();
+    assert!(plain.contains("https://"), "{plain}");
+    let gone = Vault::open(settings("http://127.0.0.1:1", role("secret"))).await.unwrap_err().to_string();
+    assert!(gone.contains("cannot be reached"), "{gone}");
+    assert!(!format!("{store:?}").contains("hvs."), "no token in Debug");
+}
+
+/// Fails from the `left`th call on.
+#[derive(Debug)]
+struct Failing<'a> {
+    store: &'a dyn SecretStore,
+    left: &'a AtomicI64,
+}
+
+impl Failing<'_> {
+    fn call(&self) -> Result<(), Error> {
+        if self.left.fetch_sub(1, Ordering::Relaxed) > 0 {
+            Ok(())
+        } else {
+            Err(Error::Unavailable("cut off".to_owned()))
+        }
+    }
+}
+
+#[async_trait]
+impl SecretStore for Failing<'_> {
+    fn name(&self) -> &'static str {
+        self.store.name()
+    }
+
+    async fn put(&self, path: &SecretPath, value: SecretString) -> Result<SecretVersion, Error> {
+        self.call()?;
+        self.store.put(path, value).await
+    }
+
+    async fn get_or_put(&self, path: &SecretPath, value: SecretString) -> Result<SecretString, Error> {
+        self.call()?;
+        self.store.get_or_put(path, value).await
+    }
+
+    async fn get(&self, path: &SecretPath) -> Result<Option<SecretString>, Error> {
+        self.call()?;
+        self.store.get(path).await
+    }
+
+    async fn get_version(&self, path: &SecretPath, version: SecretVersion) -> Result<Option<SecretString>, Error> {
+        self.call()?;
+        self.store.get_version(path, version).await
+    }
+
+    async fn delete(&self, path: &SecretPath) -> Result<(), Error> {
+        self.call()?;
+        self.store.delete(path).await
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Vec<SecretPath>, Error> {
+        self.call()?;
+        self.store.list(prefix).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn moving_to_vault_and_back_loses_nothing_wherever_it_is_cut_off() {
+    let test = World::new().await.start(true).await;
+    let owner = test.customer().await;
+    test.active_box(&owner, 1500).await;
+    for n in 0..3 {
+        test.post(&owner, "/api/byos/connections", json!({ "host": format!("box-{n}.example") })).await;
+    }
+    test.idle().await;
+    let keystore = Keystore::open(temporary("move").join("keystore")).unwrap();
+    for path in test.app.secrets.list("").await.unwrap() {
+        let value = test.app.secrets.get(&path).await.unwrap().unwrap();
+        keystore.put(&path, value).await.unwrap();
+    }
+    let pool = &test.app.pool;
+    let (server, address) = stand_in().await;
+    let vault = Vault::open(settings(&address, role("secret"))).await.unwrap();
+    let references = async || -> Vec<String> {
+        sqlx::query_scalar(
+            "select secret_ref from seedbox_resources where secret_ref is not null
+             union all select secret_ref from byos_connections order by 1",
+        )
+        .fetch_all(pool)
+        .await
+        .unwrap()
+    };
+    let readable = async || {
+        for reference in references().await {
+            let store: &dyn SecretStore = if reference.starts_with("vault:") { &vault } else { &keystore };
+            assert!(store.get_reference(&reference).await.unwrap().is_some(), "{reference} leads nowhere");
+        }
+    };
+    let count = keystore.list("").await.unwrap().len();
+    assert!(count >= 4, "{count} secrets are there to be moved");
+    for (from, to) in [(&keystore as &dyn SecretStore, &vault as &dyn SecretStore), (&vault, &keystore)] {
+        let mut cuts = 0;
+        loop {
+            let left = AtomicI64::new(cuts);
+            let (failing_from, failing_to) = (Failing { store: from, left: &left }, Failing { store: to, left: &left });
+            let moved = transfer::move_all(pool, &failing_from, &failing_to).await;
+            readable().await;
+            if moved.is_ok() {
+                break;
+            }
+            cuts += 1;
+            assert!(cuts < 200, "it never ends");
+        }
+        assert!(cuts > 8, "it was cut off at {cuts} places");
+        assert_eq!((from.list("").await.unwrap().len(), to.list("").await.unwrap().len()), (0, count));
+        let store = format!("{}:", to.name());
+        assert!(references().await.iter().all(|reference| reference.starts_with(&store)));
+    }
+    assert_eq!(server.secrets(), 0, "nothing is left behind in Vault");
+
+    // Two values of one name that the database does not decide between are nobody's to throw away.
+    let path = SecretPath::new("audit/signing-key").unwrap();
+    vault.put(&path, SecretString::from("another")).await.unwrap();
+    if keystore.get(&path).await.unwrap().is_none() {
+        keystore.put(&path, SecretString::from("one")).await.unwrap();
+    }
+    let refusal = transfer::move_all(pool, &keystore, &vault).await.unwrap_err().to_string();
+    assert!(refusal.contains("audit/signing-key") && refusal.contains("Nothing was destroyed"), "{refusal}");
+    readable().await;
+}
