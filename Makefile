@@ -27,11 +27,11 @@ test: setup ## run the tests (T=part-of-a-name runs some of them)
 	fi; \
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$$(( ($$(nproc) * 3 + 1) / 2 ))} cargo test --workspace $(T)
 
-check: setup ## formatting, lints (of shell scripts, too), and whether .sqlx is what the queries and the migrations give
+check: setup ## formatting, lints, and whether .sqlx is what the queries and the migrations give
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets -- -D warnings
 	@scripts/sqlx --check
-	@shellcheck scripts/setup scripts/sqlx scripts/dev-database
+	@shellcheck -x scripts/setup scripts/sqlx scripts/dev-database
 	@shellcheck -s sh crates/provisioning/src/node/gate/*.sh
 
 sqlx: setup ## renew .sqlx after changing a query or a migration
