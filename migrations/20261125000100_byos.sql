@@ -3,6 +3,7 @@
 alter table byos_connections
     add column version bigint not null default 1,                -- the fence of every write
     add column status_since timestamptz not null,
+    add column access text not null default 'key' check (access in ('key', 'certificate')),  -- certificate: the key is our authority's
     add column key_number integer not null default 1 check (key_number > 0),  -- counts up with each rotation
     add column next_public_key text,                             -- a rotation that is under way
     add column next_secret_ref text,
@@ -31,6 +32,7 @@ alter table byos_connections
     add column locked_out_at timestamptz,                        -- when a login with our key was seen to be refused
     add column revoked_at timestamptz,
     add constraint byos_connections_rotation check ((next_public_key is null) = (next_secret_ref is null)),
+    add constraint byos_connections_certificate check (access = 'key' or next_public_key is null),
     add constraint byos_connections_revoked check ((status = 'revoked') = (revoked_at is not null)),
     add constraint byos_connections_public_key check (public_key like 'ssh-ed25519 AAAA%' and next_public_key like 'ssh-ed25519 AAAA%');
 create index byos_connections_revoking on byos_connections (revoke_requested_at)
@@ -61,8 +63,8 @@ begin
         raise exception 'a connection does not go % -> % (connection %)', old.status, new.status, old.id
             using errcode = 'check_violation';
     end if;
-    if (new.user_id, new.host, new.port) is distinct from (old.user_id, old.host, old.port) then
-        raise exception 'whose connection % is, and where it leads, does not change', old.id using errcode = 'check_violation';
+    if (new.user_id, new.host, new.port, new.access) is distinct from (old.user_id, old.host, old.port, old.access) then
+        raise exception 'whose connection % is, where it leads and how we log in does not change', old.id using errcode = 'check_violation';
     end if;
     if new.version <= old.version then
         raise exception 'a change of connection % must raise its version', old.id using errcode = 'check_violation';

@@ -36,6 +36,8 @@ pub struct App {
     pub trial: bool,
     /// Whether customers' servers may have addresses that are not the internet's.
     pub allow_private_servers: bool,
+    /// The addresses that customers' servers see us come from, as `source-address` in certificates; any if not said.
+    pub byos_source_address: Option<Arc<str>>,
     /// The folder beside the database where audit checkpoints are exported.
     pub checkpoint_file: Arc<std::path::Path>,
 }

@@ -22,6 +22,7 @@ const NAMES: &[(&str, &str)] = &[
     ("SEEDPLANE_POSTGRES_BIN", "postgres-bin"),
     ("SEEDPLANE_PRODUCTION", "production"),
     ("SEEDPLANE_BYOS_ALLOW_PRIVATE", "byos-allow-private"),
+    ("SEEDPLANE_BYOS_SOURCE_ADDRESS", "byos-source-address"),
     ("DATABASE_URL", "database-url"),
     ("COINPAYPORTAL_API_KEY", "coinpayportal-api-key"),
     ("COINPAYPORTAL_BUSINESS_ID", "coinpayportal-business-id"),
@@ -87,6 +88,8 @@ pub struct Settings {
     pub production: bool,
     /// Whether customers' own servers may have private addresses; only in a trial if not set.
     pub byos_allow_private: Option<bool>,
+    /// The addresses or networks that customers' servers see us come from, with commas between.
+    pub byos_source_address: Option<String>,
 }
 
 /// What was given on the command line: these beat the environment and the file.
@@ -121,6 +124,10 @@ pub struct Flags {
     /// only]
     #[arg(long, global = true, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
     pub byos_allow_private: Option<String>,
+    /// The addresses or networks that customers' own servers see us come from, with commas between: our certificates are good
+    /// from there alone [env: SEEDPLANE_BYOS_SOURCE_ADDRESS]
+    #[arg(long, global = true, value_name = "ADDRESS[/BITS],...")]
+    pub byos_source_address: Option<String>,
 }
 
 /// What is wrong with the settings: a sentence each.
@@ -263,6 +270,17 @@ impl Settings {
                 None
             }
         };
+        let byos_source_address = get("SEEDPLANE_BYOS_SOURCE_ADDRESS", &flags.byos_source_address);
+        let is_network = |text: &str| {
+            let (address, bits) = text.split_once('/').map_or((text, None), |(address, bits)| (address, Some(bits)));
+            let most = address.parse::<std::net::IpAddr>().map(|address| if address.is_ipv4() { 32 } else { 128 });
+            most.is_ok_and(|most| bits.is_none_or(|bits| bits.parse::<u8>().is_ok_and(|bits| bits <= most)))
+        };
+        if let Some(list) = byos_source_address.as_ref().filter(|list| !list.split(',').all(is_network)) {
+            problems.push(format!(
+                "SEEDPLANE_BYOS_SOURCE_ADDRESS is '{list}'; it is addresses or networks with commas between"
+            ));
+        }
         let vault = Self::vault(&get, &mut problems);
         if production {
             if database_url.is_none() {
@@ -294,6 +312,7 @@ impl Settings {
             vault,
             production,
             byos_allow_private,
+            byos_source_address,
         })
     }
 

@@ -279,6 +279,7 @@ impl Runtime {
             public_url: settings.public_url.as_str().into(),
             trial,
             allow_private_servers: settings.byos_allow_private.unwrap_or(trial),
+            byos_source_address: settings.byos_source_address.as_deref().map(Into::into),
             checkpoint_file: settings.data_dir.join("audit-checkpoints.jsonl").into(),
         };
         if trial {

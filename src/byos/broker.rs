@@ -3,15 +3,24 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
+use russh::keys::PrivateKey;
 use seedplane_provisioning::node::gate;
+use serde_json::json;
 
 use super::{
+    certificates,
     commands::{self, CommandStatus, Finished},
-    connections::Connection,
+    connections::{self, Access, Connection},
     keys,
-    ssh::{Answer, CommandError, Session, SshError, Target},
+    ssh::{Answer, CommandError, Login, Session, SshError, Target},
 };
-use crate::{app::App, ids::CommandId, secrets};
+use crate::{
+    app::App,
+    audit::events::Cause,
+    ids::{CommandId, ConnectionId},
+    secrets,
+};
 
 /// How much longer than the gate's own limit an answer is waited for.
 const MARGIN: Duration = Duration::from_secs(10);
@@ -112,6 +121,28 @@ fn beginning(text: &str) -> String {
     line.trim().to_owned()
 }
 
+/// A certificate for one login, written down before it is used.
+async fn certify(app: &App, connection: &Connection, authority: &PrivateKey) -> Result<Login, BrokerError> {
+    // The server holds it against its own clock, and not against that of a trial.
+    let now = Timestamp::now();
+    let source = app.byos_source_address.as_deref();
+    let issued = certificates::issue(authority, connection.id, &gate_command(connection.id), source, now)?;
+    let mut database = app.pool.acquire().await?;
+    let after = json!({
+        "serial": issued.serial.to_string(), "principal": certificates::principal(connection.id),
+        "valid_until": issued.valid_until.to_string(), "source_address": source,
+    });
+    let action = "connection.certificate_issued";
+    connections::record_in(&mut database, connection, action, after, app.now(), &Cause::system()).await?;
+    let lasts = Duration::try_from(issued.valid_until.duration_since(now)).unwrap_or_default();
+    Ok(Login::Certificate { key: issued.key, certificate: Box::new(issued.certificate), lasts })
+}
+
+/// What sshd starts for a connection, whatever is asked: the same words in our line and in our certificates.
+pub fn gate_command(connection: ConnectionId) -> String {
+    format!("{} {connection}", gate::GATE_PATH)
+}
+
 /// A session to the gate on one server.
 pub struct Line<'a> {
     app: &'a App,
@@ -133,13 +164,17 @@ impl<'a> Line<'a> {
     /// [`BrokerError`]; nothing was asked of the server.
     pub async fn open(app: &'a App, connection: &'a Connection, secret_ref: &str) -> Result<Self, BrokerError> {
         let key = keys::private(app.secrets.as_ref(), secret_ref).await?;
+        let login = match connection.access {
+            Access::Key => Login::Key(key),
+            Access::Certificate => certify(app, connection, &key).await?,
+        };
         let target = Target {
             host: connection.host.clone(),
             port: connection.ssh_port(),
             pinned: connection.host_key.clone(),
             allow_private: app.allow_private_servers,
         };
-        let session = Session::open(&target, key).await?;
+        let session = Session::open(&target, login).await?;
         Ok(Self { app, connection, session })
     }
 

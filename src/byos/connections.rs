@@ -36,6 +36,16 @@ words! {
 }
 
 words! {
+    /// How we log in to a server.
+    Access {
+        /// With a key of this connection's own, which is in the server's `authorized_keys`.
+        Key = "key",
+        /// With a certificate of five minutes each time; the server trusts our authority for this connection's name.
+        Certificate = "certificate",
+    }
+}
+
+words! {
     /// How a connection ended.
     Revocation {
         /// A login with our key was tried and refused.
@@ -70,6 +80,7 @@ pub struct Connection {
     pub status_reason: Option<String>,
     pub status_since: Time,
     pub version: i64,
+    pub access: Access,
     pub public_key: String,
     pub secret_ref: String,
     pub key_number: i32,
@@ -136,7 +147,9 @@ pub struct NewConnection<'a> {
     pub host: &'a str,
     /// The port of its sshd.
     pub port: u16,
-    /// Its first pair.
+    /// How we log in.
+    pub access: Access,
+    /// Its first pair, or our authority's.
     pub key: &'a KeyReference,
     /// The gate and the manifest that its owner is shown.
     pub gate_sha256: &'a str,
@@ -158,8 +171,8 @@ pub async fn insert_in(
     repository::lock_account_in(connection, new.user_id).await?;
     let inserted = sqlx::query!(
         "insert into byos_connections (id, user_id, label, host, port, status_since, public_key, secret_ref,
-             consented_gate_sha256, consented_manifest_sha256, next_probe_at, created_at)
-         select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $6, $6
+             consented_gate_sha256, consented_manifest_sha256, next_probe_at, created_at, access)
+         select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $6, $6, $12
          where (select count(*) from byos_connections where user_id = $2 and status <> 'revoked') < $11",
         new.id.0,
         new.user_id.0,
@@ -172,6 +185,7 @@ pub async fn insert_in(
         new.gate_sha256,
         new.manifest_sha256,
         MAX_CONNECTIONS,
+        new.access.as_str(),
     )
     .execute(&mut *connection)
     .await?;
@@ -183,7 +197,7 @@ pub async fn insert_in(
         action: "connection.pending",
         before: None,
         after: Some(json!({
-            "status": "pending", "user_id": new.user_id, "public_key": new.key.public_key,
+            "status": "pending", "user_id": new.user_id, "access": new.access, "public_key": new.key.public_key,
             "consented_gate_sha256": new.gate_sha256, "consented_manifest_sha256": new.manifest_sha256,
         })),
     };

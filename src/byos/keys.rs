@@ -56,14 +56,18 @@ fn path(connection: ConnectionId, number: i32) -> SecretPath {
 /// # Errors
 /// [`KeyError`]; no half of a pair is kept without the other.
 pub async fn make(store: &dyn SecretStore, connection: ConnectionId, number: i32) -> Result<KeyReference, KeyError> {
-    let path = path(connection, number);
+    make_at(store, &path(connection, number)).await
+}
+
+/// Makes the pair whose private half is at `path`, or finds it.
+pub(super) async fn make_at(store: &dyn SecretStore, path: &SecretPath) -> Result<KeyReference, KeyError> {
     let fresh = {
         let key = PrivateKey::random(&mut rand::rng(), Algorithm::Ed25519).map_err(|_| KeyError::Unreadable)?;
         let text = key.to_openssh(LineEnding::LF).map_err(|_| KeyError::Unreadable)?;
         SecretString::from(text.as_str())
     };
-    let kept = store.get_or_put(&path, fresh).await?;
-    Ok(KeyReference { public_key: public_half(&kept)?, secret_ref: store.reference(&path) })
+    let kept = store.get_or_put(path, fresh).await?;
+    Ok(KeyReference { public_key: public_half(&kept)?, secret_ref: store.reference(path) })
 }
 
 fn public_half(private: &SecretString) -> Result<String, KeyError> {

@@ -3,6 +3,7 @@
 
 pub mod address;
 pub mod broker;
+pub mod certificates;
 pub mod commands;
 pub mod connections;
 pub mod keys;

@@ -4,7 +4,13 @@ use seedplane_provisioning::node::gate;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{connections::Connection, keys, ssh::LOGIN};
+use super::{
+    broker::gate_command,
+    certificates,
+    connections::{Access, Connection},
+    keys,
+    ssh::LOGIN,
+};
 
 /// The path at which everybody can read and fetch the installer.
 pub const INSTALLER_PATH: &str = "/byos/install.sh";
@@ -32,9 +38,15 @@ pub struct Onboarding {
 
 /// The only line of ours in the server's `authorized_keys`.
 pub fn authorized_keys_line(connection: &Connection) -> String {
+    let trusted = match connection.access {
+        Access::Key => String::new(),
+        Access::Certificate => format!("cert-authority,principals=\"{}\",", certificates::principal(connection.id)),
+    };
     format!(
-        "restrict,command=\"/usr/local/lib/seedplane/gate {}\" {} seedplane-{}",
-        connection.id, connection.public_key, connection.id
+        "restrict,{trusted}command=\"{}\" {} seedplane-{}",
+        gate_command(connection.id),
+        connection.public_key,
+        connection.id
     )
 }
 
@@ -50,6 +62,12 @@ fn line(public_url: &str, arguments: &str) -> String {
 pub fn of(connection: &Connection, public_url: &str) -> Onboarding {
     let (id, key) = (connection.id, keys::body(&connection.public_key));
     let authorized_keys_line = authorized_keys_line(connection);
+    let certified = connection.access == Access::Certificate;
+    let lets_in = if certified {
+        "It lets in certificates of our authority that name this connection, each good for five minutes, and nothing else. It"
+    } else {
+        "It"
+    };
     let steps = vec![
         format!("It fetches {public_url}{INSTALLER_PATH} and stops unless its SHA-256 is {}.", gate::install_sha256()),
         format!("It makes the user {LOGIN}: no password, not root, home /var/lib/{LOGIN}."),
@@ -62,14 +80,17 @@ pub fn of(connection: &Connection, public_url: &str) -> Onboarding {
         "Where the server has sudo or doas, it allows that user to restart, and to read the log of, the services that the \
          manifest names, and nothing else. Add --without-restart to the end of the line to leave that out."
             .to_owned(),
-        format!("It adds one line to /var/lib/{LOGIN}/.ssh/authorized_keys: {authorized_keys_line}"),
+        format!("{lets_in} adds one line to /var/lib/{LOGIN}/.ssh/authorized_keys: {authorized_keys_line}"),
         "It prints the fingerprints of the server's own SSH keys. Compare them with the one shown here: if they are the \
          same, nobody is between us."
             .to_owned(),
         "Everything we do is written to /var/log/seedplane-gate.log on the server.".to_owned(),
     ];
     Onboarding {
-        line: line(public_url, &format!("add --connection {id} --key {key}")),
+        line: line(
+            public_url,
+            &format!("add --connection {id} --{} {key}", if certified { "authority" } else { "key" }),
+        ),
         steps,
         remove_line: line(public_url, &format!("remove --connection {id}")),
         installer_url: format!("{public_url}{INSTALLER_PATH}"),

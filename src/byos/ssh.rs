@@ -9,7 +9,7 @@ use std::{
 use russh::{
     ChannelMsg, Disconnect, Names, Preferred, client,
     keys::{
-        HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKeyOrCertificate,
+        Certificate, HashAlg, PrivateKey, PrivateKeyWithHashAlg, PublicKeyOrCertificate,
         ssh_key::{Algorithm, PublicKey},
     },
 };
@@ -184,6 +184,22 @@ impl client::Handler for Pin {
     }
 }
 
+/// What we log in with.
+#[derive(Debug)]
+pub enum Login {
+    /// A key that the server has a line for.
+    Key(PrivateKey),
+    /// A certificate, and the key it is over; the session ends with it.
+    Certificate {
+        /// The key.
+        key: PrivateKey,
+        /// The certificate.
+        certificate: Box<Certificate>,
+        /// How long it is good from now on.
+        lasts: Duration,
+    },
+}
+
 /// A session that is logged in.
 pub struct Session {
     handle: client::Handle<Pin>,
@@ -191,6 +207,8 @@ pub struct Session {
     pub seen: Seen,
     /// How long connecting and logging in took.
     pub latency: Duration,
+    /// When it ends, with the certificate that opened it.
+    ends_at: Option<tokio::time::Instant>,
 }
 
 impl std::fmt::Debug for Session {
@@ -247,15 +265,15 @@ impl Session {
     ///
     /// # Errors
     /// [`SshError`], within 12 seconds whatever the other side does.
-    pub async fn open(target: &Target, key: PrivateKey) -> Result<Self, SshError> {
+    pub async fn open(target: &Target, login: Login) -> Result<Self, SshError> {
         let (host, port) = (target.host.clone(), target.port);
-        match tokio::time::timeout(LOGIN_WITHIN, Self::connect(target, key)).await {
+        match tokio::time::timeout(LOGIN_WITHIN, Self::connect(target, login)).await {
             Ok(opened) => opened,
             Err(_) => Err(SshError::TimedOut { host, port }),
         }
     }
 
-    async fn connect(target: &Target, key: PrivateKey) -> Result<Self, SshError> {
+    async fn connect(target: &Target, login: Login) -> Result<Self, SshError> {
         let started = Instant::now();
         let (host, port) = (target.host.clone(), target.port);
         let addresses = address::resolve(&host, port, target.allow_private).await?;
@@ -286,9 +304,18 @@ impl Session {
             (Err(error), ..) => return Err(protocol(error.to_string())),
         };
         let seen = seen.ok_or_else(|| protocol("it showed no host key".to_owned()))?;
-        let key = PrivateKeyWithHashAlg::new(Arc::new(key), None);
-        match handle.authenticate_publickey(LOGIN, key).await {
-            Ok(result) if result.success() => Ok(Self { handle, seen, latency: started.elapsed() }),
+        let (ends_at, answered) = match login {
+            Login::Key(key) => {
+                let key = PrivateKeyWithHashAlg::new(Arc::new(key), None);
+                (None, handle.authenticate_publickey(LOGIN, key).await)
+            }
+            Login::Certificate { key, certificate, lasts } => (
+                Some(tokio::time::Instant::now() + lasts),
+                handle.authenticate_openssh_cert(LOGIN, Arc::new(key), *certificate).await,
+            ),
+        };
+        match answered {
+            Ok(result) if result.success() => Ok(Self { handle, seen, latency: started.elapsed(), ends_at }),
             Ok(_) => Err(SshError::Refused { seen: Box::new(seen) }),
             Err(error) => Err(protocol(error.to_string())),
         }
@@ -300,6 +327,11 @@ impl Session {
     /// [`CommandError`]; the command may have run.
     pub async fn run(&self, command: &str, within: Duration) -> Result<Answer, CommandError> {
         let broken = |error: russh::Error| CommandError::Broken(error.to_string());
+        let left = self.ends_at.map(|at| at.saturating_duration_since(tokio::time::Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
+            return Err(CommandError::Broken("the certificate of this session has ended".to_owned()));
+        }
+        let within = left.map_or(within, |left| left.min(within));
         let work = async {
             let mut channel = self.handle.channel_open_session().await.map_err(broken)?;
             channel.exec(true, command).await.map_err(broken)?;

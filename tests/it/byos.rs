@@ -1,7 +1,10 @@
 //! Bring your own server, against a real sshd on a stand-in server: connect, use, rotate, revoke, and everything that can be
 //! in the way.
 
-use std::{process::Output, time::Instant};
+use std::{
+    process::Output,
+    time::{Duration, Instant},
+};
 
 use jiff::SignedDuration;
 use reqwest::{Method, StatusCode};
@@ -9,11 +12,11 @@ use secrecy::ExposeSecret;
 use seedplane::{
     audit::events::Cause,
     byos::{
-        broker::Line,
-        commands, connections,
+        broker::{self, Line},
+        certificates, commands, connections,
         connections::{Connection, ConnectionStatus, MOVES},
         keys,
-        ssh::{Session, Target},
+        ssh::{Login, Session, SshError, Target},
     },
     ids::{CommandId, ConnectionId},
     workers::{self, byos_connector},
@@ -77,7 +80,7 @@ async fn thief(test: &TestApp, connection: &Value) -> Session {
     let key = keys::private(test.app.secrets.as_ref(), &known.secret_ref).await.unwrap();
     let target =
         Target { host: known.host.clone(), port: known.ssh_port(), pinned: known.host_key, allow_private: true };
-    Session::open(&target, key).await.unwrap()
+    Session::open(&target, Login::Key(key)).await.unwrap()
 }
 
 fn authorized_keys(server: &StandInServer) -> String {
@@ -393,7 +396,7 @@ async fn whoever_uses_our_key_behind_our_back_is_found_by_the_two_logs() {
     let owner = test.customer().await;
     let connected = connect(&test, &owner, &server).await;
     let session = thief(&test, &connected).await;
-    let patience = std::time::Duration::from_secs(20);
+    let patience = Duration::from_secs(20);
     session.run(&format!("{} facts", CommandId::new()), patience).await.unwrap();
     let refused = session.run("cat /etc/shadow", patience).await.unwrap();
     assert_eq!(refused.exit_status, Some(126), "{refused:?}");
@@ -657,4 +660,96 @@ async fn an_operator_sees_what_is_wrong_and_can_only_take_our_key_back() {
             .await
             .unwrap();
     assert_eq!(reason, "abuse report 17");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_certificates_nothing_that_is_kept_opens_the_server() {
+    let Some(server) = stand_in(1) else { return };
+    let test = TestApp::new().await;
+    let owner = test.customer().await;
+    let body = json!({ "host": "127.0.0.1", "port": server.port(), "label": "certified", "access": "certificate" });
+    let pending = test.post(&owner, "/api/byos/connections", body.clone()).await;
+    let line = pending["onboarding"]["line"].as_str().unwrap();
+    for _ in 0..2 {
+        let pasted = server.run_as_root(line).unwrap();
+        assert!(pasted.status.success(), "{line}\n{}", said(&pasted));
+    }
+    assert_eq!(authorized_keys(&server).trim(), pending["onboarding"]["authorized_keys_line"].as_str().unwrap());
+    test.post(&owner, &format!("{}/verify", path(&pending)), json!({})).await;
+    let connected = until(&test, &owner, &pending, |connection| connection["status"] == "connected").await;
+    let disk = run(&test, &owner, &connected, "disk", None).await;
+    assert_eq!(disk["exit_status"], 0, "{disk}");
+    // Every certificate is in the audit log by its number before it is used, and the server's sshd logged the same one.
+    let serials: Vec<String> = sqlx::query_scalar(
+        "select after ->> 'serial' from seedbox_audit_events where action = 'connection.certificate_issued' order by seq desc",
+    )
+    .fetch_all(&test.app.pool)
+    .await
+    .unwrap();
+    assert!(serials.len() >= 2, "one for each login: {serials:?}");
+    let sshd = server.sshd_log().unwrap();
+    assert!(sshd.contains(&format!("serial {}", serials[0])), "{sshd}");
+    let (status, _) =
+        test.call(Some(&owner), Method::POST, &format!("{}/rotate", path(&connected)), Some(json!({}))).await;
+    assert_eq!(status, StatusCode::CONFLICT, "there is no key to replace");
+
+    // What a thief of the authority, of a certificate or of the secret store can make of it, against the real sshd.
+    let known = row(&test, &connected).await;
+    let authority = keys::private(test.app.secrets.as_ref(), &known.secret_ref).await.unwrap();
+    let target =
+        Target { host: known.host.clone(), port: known.ssh_port(), pinned: known.host_key, allow_private: true };
+    let command = broker::gate_command(known.id);
+    let now = jiff::Timestamp::now();
+    let login = |connection: ConnectionId, command: &str, source: Option<&str>, at: jiff::Timestamp| {
+        let issued = certificates::issue(&authority, connection, command, source, at).unwrap();
+        Login::Certificate {
+            key: issued.key,
+            certificate: Box::new(issued.certificate),
+            lasts: Duration::from_secs(300),
+        }
+    };
+    let refused = async |what: &str, login: Login| {
+        let answer = Session::open(&target, login).await;
+        assert!(matches!(answer, Err(SshError::Refused { .. })), "{what}: {answer:?}");
+    };
+    refused("ended", login(known.id, &command, None, now - SignedDuration::from_mins(6))).await;
+    refused("not yet good", login(known.id, &command, None, now + SignedDuration::from_mins(6))).await;
+    refused("another connection's name", login(ConnectionId::new(), &command, None, now)).await;
+    refused("another command", login(known.id, "/bin/sh", None, now)).await;
+    refused("from elsewhere", login(known.id, &command, Some("203.0.113.0/24"), now)).await;
+    refused("the authority's own key", Login::Key(authority.clone())).await;
+    let stranger = keys::make(test.app.secrets.as_ref(), ConnectionId::new(), 1).await.unwrap();
+    let stranger = keys::private(test.app.secrets.as_ref(), &stranger.secret_ref).await.unwrap();
+    let issued = certificates::issue(&stranger, known.id, &command, None, now).unwrap();
+    let forged = Login::Certificate {
+        key: issued.key,
+        certificate: Box::new(issued.certificate),
+        lasts: Duration::from_secs(300),
+    };
+    refused("another authority", forged).await;
+    let session = Session::open(&target, login(known.id, &command, Some("127.0.0.1/32"), now)).await.unwrap();
+    let key = keys::make(test.app.secrets.as_ref(), ConnectionId::new(), 1).await.unwrap();
+    let add = format!("{} key-add {}", CommandId::new(), keys::body(&key.public_key));
+    let answer = session.run(&add, Duration::from_secs(20)).await.unwrap();
+    assert_eq!(answer.exit_status, Some(126), "no certificate leaves a key behind that outlives it: {answer:?}");
+    session.close().await;
+    // A session ends with its certificate.
+    let issued = certificates::issue(&authority, known.id, &command, None, now).unwrap();
+    let short = Login::Certificate {
+        key: issued.key,
+        certificate: Box::new(issued.certificate),
+        lasts: Duration::from_millis(700),
+    };
+    let session = Session::open(&target, short).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    let late = session.run(&format!("{} hello", CommandId::new()), Duration::from_secs(20)).await.unwrap_err();
+    assert!(late.to_string().contains("certificate of this session has ended"), "{late}");
+
+    test.call(Some(&owner), Method::DELETE, &path(&connected), None).await;
+    let revoked = until(&test, &owner, &connected, |connection| connection["status"] == "revoked").await;
+    assert_eq!(revoked["revocation"], "locked_out");
+    assert_eq!(authorized_keys(&server), "");
+    refused("revoked", login(known.id, &command, None, jiff::Timestamp::now())).await;
+    // The authority is not this connection's: others go on.
+    keys::private(test.app.secrets.as_ref(), &known.secret_ref).await.unwrap();
 }

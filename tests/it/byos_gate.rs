@@ -213,7 +213,9 @@ impl Site {
 fn difference(before: &BTreeMap<PathBuf, String>, after: &BTreeMap<PathBuf, String>) -> Vec<String> {
     let gone = before.iter().filter(|(path, about)| after.get(*path) != Some(about));
     let new = after.iter().filter(|(path, about)| before.get(*path) != Some(about));
-    gone.map(|(path, about)| format!("- {path:?} {about}")).chain(new.map(|(path, about)| format!("+ {path:?} {about}"))).collect()
+    gone.map(|(path, about)| format!("- {path:?} {about}"))
+        .chain(new.map(|(path, about)| format!("+ {path:?} {about}")))
+        .collect()
 }
 
 /// Runs the same for each shell, side by side.
@@ -305,7 +307,10 @@ fn gate_does_every_action_of_its_manifest_in_every_shell() {
         assert_eq!(site.ask("hello").code, Some(255), "nobody is let in any more");
 
         // Without sudo's rules, and without sudo: the rest goes on.
-        let words = format!("sh /root/install.sh add --without-restart --connection {} --key {}", site.connection, second.public);
+        let words = format!(
+            "sh /root/install.sh add --without-restart --connection {} --key {}",
+            site.connection, second.public
+        );
         site.root(&words).ok();
         let answer = site.ask_with(&second, "service-restart caddy");
         assert!(answer.code == Some(1) && answer.err.contains("password"), "{answer:?}");
@@ -326,46 +331,282 @@ fn hostile_lines() -> Vec<OsString> {
 
     // Shells and programs instead of a request.
     for line in [
-        "sh", "sh -i", "sh -c id", "/bin/sh", "bash", "bash -i", "bash --noprofile --norc", "dash", "ash", "busybox sh", "zsh",
-        "su", "su -", "su root", "sudo -s", "sudo -n systemctl --no-block restart caddy", "doas sh", "env", "env sh", "exec sh",
-        "command sh", "builtin exec sh", "eval id", ". /etc/profile", "source /etc/profile", "id", "whoami", "cat /etc/passwd",
-        "uname -srm", "df -Pk", "login", "python3", "python3 -c id", "perl -e 1", "awk 1", "vi", "ed", "less /etc/passwd", "man",
-        "crontab -e", "at now", "nohup sh", "setsid sh", "script", "screen", "tmux", "ssh localhost", "nc -l 1234", "telnet",
-        "hello", "facts", "log", "revoke", "true", "false", ":", "help", "--help", "-h", "--version", "-", "--", "-c", "-i", "exit",
+        "sh",
+        "sh -i",
+        "sh -c id",
+        "/bin/sh",
+        "bash",
+        "bash -i",
+        "bash --noprofile --norc",
+        "dash",
+        "ash",
+        "busybox sh",
+        "zsh",
+        "su",
+        "su -",
+        "su root",
+        "sudo -s",
+        "sudo -n systemctl --no-block restart caddy",
+        "doas sh",
+        "env",
+        "env sh",
+        "exec sh",
+        "command sh",
+        "builtin exec sh",
+        "eval id",
+        ". /etc/profile",
+        "source /etc/profile",
+        "id",
+        "whoami",
+        "cat /etc/passwd",
+        "uname -srm",
+        "df -Pk",
+        "login",
+        "python3",
+        "python3 -c id",
+        "perl -e 1",
+        "awk 1",
+        "vi",
+        "ed",
+        "less /etc/passwd",
+        "man",
+        "crontab -e",
+        "at now",
+        "nohup sh",
+        "setsid sh",
+        "script",
+        "screen",
+        "tmux",
+        "ssh localhost",
+        "nc -l 1234",
+        "telnet",
+        "hello",
+        "facts",
+        "log",
+        "revoke",
+        "true",
+        "false",
+        ":",
+        "help",
+        "--help",
+        "-h",
+        "--version",
+        "-",
+        "--",
+        "-c",
+        "-i",
+        "exit",
         // Copying.
-        "scp -t /tmp", "scp -f /etc/passwd", "scp -r -p -t .", "scp -t .ssh/authorized_keys", "sftp-server",
-        "/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server", "internal-sftp", "sftp",
-        "rsync --server -vlogDtpre.iLsfxC . /tmp/", "rsync --server --sender -vlogDtpre.iLsfxC . /etc/",
-        "git-upload-pack 'x'", "git-receive-pack 'x'", "svnserve -t", "cvs server", "borg serve", "restic", "rclone serve sftp",
-        "tar xf -", "cpio -i", "dd of=/tmp/canary", "tee /tmp/canary",
+        "scp -t /tmp",
+        "scp -f /etc/passwd",
+        "scp -r -p -t .",
+        "scp -t .ssh/authorized_keys",
+        "sftp-server",
+        "/usr/lib/openssh/sftp-server",
+        "/usr/libexec/openssh/sftp-server",
+        "internal-sftp",
+        "sftp",
+        "rsync --server -vlogDtpre.iLsfxC . /tmp/",
+        "rsync --server --sender -vlogDtpre.iLsfxC . /etc/",
+        "git-upload-pack 'x'",
+        "git-receive-pack 'x'",
+        "svnserve -t",
+        "cvs server",
+        "borg serve",
+        "restic",
+        "rclone serve sftp",
+        "tar xf -",
+        "cpio -i",
+        "dd of=/tmp/canary",
+        "tee /tmp/canary",
     ] {
         add(line.to_owned());
     }
     // Something behind a request that would be done, or hidden in it.
     for tail in [
-        ";{}", "; {}", " ; {}", "&&{}", "&& {}", " && {}", "||{}", " || {}", "|{}", " | {}", "&{}", "& {}", " & {}", "\n{}", "\r{}",
-        "\r\n{}", "\n\n{}\n", "`{}`", " `{}`", "$({})", " $({})", "${IFS}{}", " ${IFS}{}", "$IFS{}", "\t{}", "\u{b}{}", "\u{c}{}",
-        "\u{85}{}", "\u{a0}{}", "\u{2028}{}", "\u{2029}{}", "\u{3000}{}", "\u{200b}{}", "\u{feff}{}", "\u{7f}{}", "\u{1b}[2J{}",
-        "\u{8}\u{8}{}", " >/tmp/canary", " >>/tmp/canary", " </etc/passwd", " 2>/tmp/canary", " <(id)", " <<<x", " <<x\n{}\nx", " {}",
-        " -- {}", " --help", " -h", " -x", " --", " -", " ..", " ../", " ../../etc/passwd", " /etc/passwd", " .", " /", " *", " ?", " [a-z]*",
-        " {a,b}", " ~", " ~root", " !", " !!", " %s", " %n", " \\", " \\n", " \\x00", " '", " \"", " ''", " \"\"", " '{}'", " \"$({})\"",
-        " #", " caddy", " =", " @", " +", " \u{202e}{}", "\\\n{}", " $HOME", " ${HOME}", " $0", " $@", " $SSH_ORIGINAL_COMMAND", " ;", ";", "&", "|",
-        " ", "  ", "\n", "\r", "\t", " \n", "\u{0456}", "\u{ff1b}{}", "\u{ff06}\u{ff06}{}", "\u{37e}{}", "\u{2223}{}", "\u{ff5c}{}", "\u{ff04}({})",
+        ";{}",
+        "; {}",
+        " ; {}",
+        "&&{}",
+        "&& {}",
+        " && {}",
+        "||{}",
+        " || {}",
+        "|{}",
+        " | {}",
+        "&{}",
+        "& {}",
+        " & {}",
+        "\n{}",
+        "\r{}",
+        "\r\n{}",
+        "\n\n{}\n",
+        "`{}`",
+        " `{}`",
+        "$({})",
+        " $({})",
+        "${IFS}{}",
+        " ${IFS}{}",
+        "$IFS{}",
+        "\t{}",
+        "\u{b}{}",
+        "\u{c}{}",
+        "\u{85}{}",
+        "\u{a0}{}",
+        "\u{2028}{}",
+        "\u{2029}{}",
+        "\u{3000}{}",
+        "\u{200b}{}",
+        "\u{feff}{}",
+        "\u{7f}{}",
+        "\u{1b}[2J{}",
+        "\u{8}\u{8}{}",
+        " >/tmp/canary",
+        " >>/tmp/canary",
+        " </etc/passwd",
+        " 2>/tmp/canary",
+        " <(id)",
+        " <<<x",
+        " <<x\n{}\nx",
+        " {}",
+        " -- {}",
+        " --help",
+        " -h",
+        " -x",
+        " --",
+        " -",
+        " ..",
+        " ../",
+        " ../../etc/passwd",
+        " /etc/passwd",
+        " .",
+        " /",
+        " *",
+        " ?",
+        " [a-z]*",
+        " {a,b}",
+        " ~",
+        " ~root",
+        " !",
+        " !!",
+        " %s",
+        " %n",
+        " \\",
+        " \\n",
+        " \\x00",
+        " '",
+        " \"",
+        " ''",
+        " \"\"",
+        " '{}'",
+        " \"$({})\"",
+        " #",
+        " caddy",
+        " =",
+        " @",
+        " +",
+        " \u{202e}{}",
+        "\\\n{}",
+        " $HOME",
+        " ${HOME}",
+        " $0",
+        " $@",
+        " $SSH_ORIGINAL_COMMAND",
+        " ;",
+        ";",
+        "&",
+        "|",
+        " ",
+        "  ",
+        "\n",
+        "\r",
+        "\t",
+        " \n",
+        "\u{0456}",
+        "\u{ff1b}{}",
+        "\u{ff06}\u{ff06}{}",
+        "\u{37e}{}",
+        "\u{2223}{}",
+        "\u{ff5c}{}",
+        "\u{ff04}({})",
     ] {
         add(format!("{{id}} hello{}", tail.replacen("{}", &touch, 1)));
     }
     // Instead of a listed argument.
     for argument in [
-        "", " ", "--help", "-H root@localhost", "--host=localhost", "-x", "--", "../caddy", "./caddy", "/caddy", "caddy/", "caddy/..", "caddy.service",
-        "caddy caddy", "caddy nginx", " caddy", "caddy ", "  caddy", "Caddy", "CADDY", "cadd", "addy", "caddyx", "xcaddy", "caddy@", "caddy@1", "@caddy",
-        "caddy=", "+caddy", "{}", "sshd", "ssh", "cron", "*", "c*", "cadd?", "[c]addy", "caddy|nginx", "caddy,nginx", "caddy\nnginx", "nginx\n",
-        "caddy\r", "caddy\t", "\tcaddy", "caddy;id", "caddy$(touch /tmp/canary)", "caddy`touch /tmp/canary`", "$caddy", "${caddy}", "'caddy'", "\"caddy\"",
-        "\\caddy", "c\\addy", "c\u{430}ddy", "ca\u{501}dy", "caddy\u{200b}", "\u{feff}caddy", "c\u{f0}", "0", "none", "ed25519-key", "argument", "qbittorrent-nox transmission-daemon",
+        "",
+        " ",
+        "--help",
+        "-H root@localhost",
+        "--host=localhost",
+        "-x",
+        "--",
+        "../caddy",
+        "./caddy",
+        "/caddy",
+        "caddy/",
+        "caddy/..",
+        "caddy.service",
+        "caddy caddy",
+        "caddy nginx",
+        " caddy",
+        "caddy ",
+        "  caddy",
+        "Caddy",
+        "CADDY",
+        "cadd",
+        "addy",
+        "caddyx",
+        "xcaddy",
+        "caddy@",
+        "caddy@1",
+        "@caddy",
+        "caddy=",
+        "+caddy",
+        "{}",
+        "sshd",
+        "ssh",
+        "cron",
+        "*",
+        "c*",
+        "cadd?",
+        "[c]addy",
+        "caddy|nginx",
+        "caddy,nginx",
+        "caddy\nnginx",
+        "nginx\n",
+        "caddy\r",
+        "caddy\t",
+        "\tcaddy",
+        "caddy;id",
+        "caddy$(touch /tmp/canary)",
+        "caddy`touch /tmp/canary`",
+        "$caddy",
+        "${caddy}",
+        "'caddy'",
+        "\"caddy\"",
+        "\\caddy",
+        "c\\addy",
+        "c\u{430}ddy",
+        "ca\u{501}dy",
+        "caddy\u{200b}",
+        "\u{feff}caddy",
+        "c\u{f0}",
+        "0",
+        "none",
+        "ed25519-key",
+        "argument",
+        "qbittorrent-nox transmission-daemon",
     ] {
         add(format!("{{id}} service-restart {argument}"));
     }
     for argument in [
-        "", "-", "AAAA", "AAAAC3NzaC1lZDI1NTE5AAAAI", "ssh-ed25519", "AAAAB3NzaC1yc2EAAAADAQABAAABgQDaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+        "",
+        "-",
+        "AAAA",
+        "AAAAC3NzaC1lZDI1NTE5AAAAI",
+        "ssh-ed25519",
+        "AAAAB3NzaC1yc2EAAAADAQABAAABgQDaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
         "AAAAC3NzaC1lZDI1NTE5AAAAIaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
         "AAAAC3NzaC1lZDI1NTE5AAAAIaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
         "AAAAC3NzaC1lZDI1NTE5AAAAIaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa==",
@@ -373,7 +614,8 @@ fn hostile_lines() -> Vec<OsString> {
         "AAAAC3NzaC1lZDI1NTE5AAAAIaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\naa",
         "AAAAC3NzaC1lZDI1NTE5AAAAIaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa x",
         "aAAAC3NzaC1lZDI1NTE5AAAAIaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
-        "AAAAC3NzaC1lZDI1NTE5AAAAIaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\nssh-ed25519 AAAA", "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+        "AAAAC3NzaC1lZDI1NTE5AAAAIaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\nssh-ed25519 AAAA",
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
         "AAAAC3NzaC1lZDI1NTE5AAAAIaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa|d;s/a",
     ] {
         add(format!("{{id}} key-add {argument}"));
@@ -381,27 +623,115 @@ fn hostile_lines() -> Vec<OsString> {
     }
     // An action that is none.
     for action in [
-        "Hello", "HELLO", "hell", "helloo", "xhello", "hello-", "-hello", "hello.", "./hello", "/hello", "hello/", "hello=1", "a=b", "hello@", "action", "run", "or",
-        "built-in", "argument", "#", "sh", "id", "cat", "perform", "check", "service", "service-", "service-stop caddy", "service-start caddy", "SERVICE-RESTART caddy",
-        "service-restart-all", "service_restart caddy", "service restart caddy", "key-list", "key", "shell", "exec id", "none", "nothing", "ed25519-key", "126", "0", "..", "../gate", "hello 10",
-        "\u{43d}ello", "h\u{435}llo", "hello\u{301}", "hel lo", "facts -a", "disk /", "disk -a", "log 500", "log /etc/passwd", "revoke all", "revoke {id}",
+        "Hello",
+        "HELLO",
+        "hell",
+        "helloo",
+        "xhello",
+        "hello-",
+        "-hello",
+        "hello.",
+        "./hello",
+        "/hello",
+        "hello/",
+        "hello=1",
+        "a=b",
+        "hello@",
+        "action",
+        "run",
+        "or",
+        "built-in",
+        "argument",
+        "#",
+        "sh",
+        "id",
+        "cat",
+        "perform",
+        "check",
+        "service",
+        "service-",
+        "service-stop caddy",
+        "service-start caddy",
+        "SERVICE-RESTART caddy",
+        "service-restart-all",
+        "service_restart caddy",
+        "service restart caddy",
+        "key-list",
+        "key",
+        "shell",
+        "exec id",
+        "none",
+        "nothing",
+        "ed25519-key",
+        "126",
+        "0",
+        "..",
+        "../gate",
+        "hello 10",
+        "\u{43d}ello",
+        "h\u{435}llo",
+        "hello\u{301}",
+        "hel lo",
+        "facts -a",
+        "disk /",
+        "disk -a",
+        "log 500",
+        "log /etc/passwd",
+        "revoke all",
+        "revoke {id}",
     ] {
         add(format!("{{id}} {action}"));
     }
     // An id that is none.
     for id in [
-        "", "-", "0", "id", "0193c1f2", "0193c1f2-7a5b-7c3d-8e9f", "0193c1f2-7a5b-7c3d-8e9f-0a1b2c3d4e5", "0193c1f2-7a5b-7c3d-8e9f-0a1b2c3d4e5f0",
-        "0193C1F2-7A5B-7C3D-8E9F-0A1B2C3D4E5F", "0193c1f27a5b7c3d8e9f0a1b2c3d4e5f", "{0193c1f2-7a5b-7c3d-8e9f-0a1b2c3d4e5f}", "urn:uuid:0193c1f2-7a5b-7c3d-8e9f-0a1b2c3d4e5f",
-        "0193c1f2_7a5b_7c3d_8e9f_0a1b2c3d4e5f", "g193c1f2-7a5b-7c3d-8e9f-0a1b2c3d4e5f", "0193c1f-27a5b-7c3d-8e9f-0a1b2c3d4e5f", "------------------------------------",
-        "????????-????-????-????-????????????", "0193c1f2-7a5b-7c3d-8e9f-0a1b2c3d4e5f-", "-0193c1f2-7a5b-7c3d-8e9f-0a1b2c3d4e5f", "0193c1f2-7a5b-7c3d-8e9f-0a1b2c3d4e5f;",
-        "0193c1f2-7a5b-7c3d-8e9f-0a1b2c3d4e5f\n", "\n0193c1f2-7a5b-7c3d-8e9f-0a1b2c3d4e5f", "0193c1f2\u{2010}7a5b-7c3d-8e9f-0a1b2c3d4e5f", "\u{ff10}193c1f2-7a5b-7c3d-8e9f-0a1b2c3d4e5f",
-        "$(touch /tmp/canary)", "`touch /tmp/canary`", "x=1", "PATH=/tmp", "ENV=/tmp/canary sh",
+        "",
+        "-",
+        "0",
+        "id",
+        "0193c1f2",
+        "0193c1f2-7a5b-7c3d-8e9f",
+        "0193c1f2-7a5b-7c3d-8e9f-0a1b2c3d4e5",
+        "0193c1f2-7a5b-7c3d-8e9f-0a1b2c3d4e5f0",
+        "0193C1F2-7A5B-7C3D-8E9F-0A1B2C3D4E5F",
+        "0193c1f27a5b7c3d8e9f0a1b2c3d4e5f",
+        "{0193c1f2-7a5b-7c3d-8e9f-0a1b2c3d4e5f}",
+        "urn:uuid:0193c1f2-7a5b-7c3d-8e9f-0a1b2c3d4e5f",
+        "0193c1f2_7a5b_7c3d_8e9f_0a1b2c3d4e5f",
+        "g193c1f2-7a5b-7c3d-8e9f-0a1b2c3d4e5f",
+        "0193c1f-27a5b-7c3d-8e9f-0a1b2c3d4e5f",
+        "------------------------------------",
+        "????????-????-????-????-????????????",
+        "0193c1f2-7a5b-7c3d-8e9f-0a1b2c3d4e5f-",
+        "-0193c1f2-7a5b-7c3d-8e9f-0a1b2c3d4e5f",
+        "0193c1f2-7a5b-7c3d-8e9f-0a1b2c3d4e5f;",
+        "0193c1f2-7a5b-7c3d-8e9f-0a1b2c3d4e5f\n",
+        "\n0193c1f2-7a5b-7c3d-8e9f-0a1b2c3d4e5f",
+        "0193c1f2\u{2010}7a5b-7c3d-8e9f-0a1b2c3d4e5f",
+        "\u{ff10}193c1f2-7a5b-7c3d-8e9f-0a1b2c3d4e5f",
+        "$(touch /tmp/canary)",
+        "`touch /tmp/canary`",
+        "x=1",
+        "PATH=/tmp",
+        "ENV=/tmp/canary sh",
     ] {
         add(format!("{id} hello"));
     }
     for line in [
-        "{id}", "{id} ", " {id} hello", "{id}  hello", "{id}\thello", "{id}\nhello", "hello {id}", "{id} {id} hello", "{id} hello {id}", "{id}hello", "{id}/hello", "{id}=hello", "\u{feff}{id} hello",
-        "command=\"sh\" {id} hello", "SSH_ORIGINAL_COMMAND={id} hello",
+        "{id}",
+        "{id} ",
+        " {id} hello",
+        "{id}  hello",
+        "{id}\thello",
+        "{id}\nhello",
+        "hello {id}",
+        "{id} {id} hello",
+        "{id} hello {id}",
+        "{id}hello",
+        "{id}/hello",
+        "{id}=hello",
+        "\u{feff}{id} hello",
+        "command=\"sh\" {id} hello",
+        "SSH_ORIGINAL_COMMAND={id} hello",
     ] {
         add(line.to_owned());
     }
@@ -495,7 +825,8 @@ fn key_opens_nothing_but_the_gate() {
         let refused = answer.code == Some(255) && answer.err.contains("PTY allocation request failed");
         assert!(refused && answer.out.is_empty(), "{answer:?}");
     }
-    let mut fed = site.ssh(&site.key, &[]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut fed =
+        site.ssh(&site.key, &[]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let _ = writeln!(fed.stdin.take().unwrap(), "touch {CANARY}\n{} hello", Uuid::new_v4());
     Answer::from(fed.wait_with_output().unwrap()).refused();
 
@@ -519,7 +850,10 @@ fn key_opens_nothing_but_the_gate() {
 
     // No forwarding. The local side of -L and -D always listens, so it is tried.
     let answer = run(&["-W", &format!("127.0.0.1:{port}")], "");
-    assert!(answer.code == Some(255) && answer.out.is_empty() && answer.err.contains("forwarding failed"), "{answer:?}");
+    assert!(
+        answer.code == Some(255) && answer.out.is_empty() && answer.err.contains("forwarding failed"),
+        "{answer:?}"
+    );
     let answer = run(&["-N", "-o", "ExitOnForwardFailure=yes", "-R", "0:127.0.0.1:1"], "");
     assert!(answer.code == Some(255) && answer.err.contains("forwarding failed"), "{answer:?}");
     let answer = run(&["-N", "-o", "ExitOnForwardFailure=yes", "-R", "/tmp/canary:127.0.0.1:1"], "");
@@ -555,10 +889,31 @@ fn key_opens_nothing_but_the_gate() {
 
     // What the environment could carry, with the server's own setting and with one that lets everything through.
     let tricks = [
-        "LC_ALL=tr_TR.UTF-8", "LC_CTYPE=en_US.UTF-8", "LC_X=() { :;}; touch /tmp/canary", "LANG=$(touch /tmp/canary)", "BASH_ENV=/tmp/evil", "ENV=/tmp/evil",
-        "PATH=/tmp", "IFS=-", "CDPATH=/tmp", "HOME=/tmp", "SHELL=/tmp/evil", "SSH_ORIGINAL_COMMAND=sh", "BASH_FUNC_printf%%=() { touch /tmp/canary; }",
-        "BASH_FUNC_date%%=() { touch /tmp/canary; }", "BASH_FUNC_is_uuid%%=() { touch /tmp/canary; }", "PS1=$(touch /tmp/canary)", "POSIXLY_CORRECT=1",
-        "log=/tmp/canary", "keys=/tmp/canary", "manifest=/tmp/canary", "folder=/tmp", "text=x", "connection=x", "argument=x", "status=0",
+        "LC_ALL=tr_TR.UTF-8",
+        "LC_CTYPE=en_US.UTF-8",
+        "LC_X=() { :;}; touch /tmp/canary",
+        "LANG=$(touch /tmp/canary)",
+        "BASH_ENV=/tmp/evil",
+        "ENV=/tmp/evil",
+        "PATH=/tmp",
+        "IFS=-",
+        "CDPATH=/tmp",
+        "HOME=/tmp",
+        "SHELL=/tmp/evil",
+        "SSH_ORIGINAL_COMMAND=sh",
+        "BASH_FUNC_printf%%=() { touch /tmp/canary; }",
+        "BASH_FUNC_date%%=() { touch /tmp/canary; }",
+        "BASH_FUNC_is_uuid%%=() { touch /tmp/canary; }",
+        "PS1=$(touch /tmp/canary)",
+        "POSIXLY_CORRECT=1",
+        "log=/tmp/canary",
+        "keys=/tmp/canary",
+        "manifest=/tmp/canary",
+        "folder=/tmp",
+        "text=x",
+        "connection=x",
+        "argument=x",
+        "status=0",
     ];
     for everything in [false, true] {
         if everything {
@@ -568,10 +923,11 @@ fn key_opens_nothing_but_the_gate() {
                 assert!(Instant::now() < until, "sshd is not back");
             }
         }
+        let master = Master::open(site, &site.key);
+        let tricks: Vec<_> = tricks.iter().map(|trick| format!("\"{trick}\"")).collect();
+        let options = ["-S", master.socket.to_str().unwrap(), "-o", &format!("SetEnv={}", tricks.join(" "))];
         for shell in SHELLS {
-            site.root(&format!("mount --bind $(command -v {shell}) $(readlink -f /bin/sh)")).ok();
-            let tricks: Vec<_> = tricks.iter().map(|trick| format!("\"{trick}\"")).collect();
-            let options = ["-o", &format!("SetEnv={}", tricks.join(" "))];
+            site.use_shell(shell);
             assert!(run(&options, &request()).ok().starts_with("seedplane-gate 1\n"), "{shell}");
             run(&options, "sh -c id").refused();
             run(&options, "").refused();
@@ -599,14 +955,20 @@ fn what_takes_too_long_is_ended_also_when_the_client_is_gone() {
         let actions = "action slow 1\nrun sleep 300\nrun sleep 303\naction stubborn 1\nrun stubborn\naction talkative 5\nrun talkative\n";
         site.root(&format!("printf '{actions}' >>/usr/local/lib/seedplane/manifest")).ok();
         let remaining = || -> Vec<_> {
-            let ours = |process: &String| ["sleep", "stubborn", "talkative", "/gate "].iter().any(|name| process.contains(name));
+            let ours = |process: &String| {
+                ["sleep", "stubborn", "talkative", "/gate "].iter().any(|name| process.contains(name))
+            };
             site.processes().into_iter().filter(ours).collect()
         };
 
         let began = Instant::now();
         let answer = site.ask("slow");
         assert!(answer.code == Some(124) && answer.out == "$ sleep 300\n", "{shell}: {answer:?}");
-        assert!(began.elapsed() > Duration::from_secs(1) && began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+        assert!(
+            began.elapsed() > Duration::from_secs(1) && began.elapsed() < Duration::from_secs(6),
+            "{:?}",
+            began.elapsed()
+        );
         assert_eq!(remaining(), Vec::<String>::new(), "{shell}");
         let answer = site.ask("stubborn");
         assert!(answer.code == Some(124) && answer.err.contains("ended after 1 seconds"), "{shell}: {answer:?}");
@@ -650,16 +1012,24 @@ fn keys_are_added_and_removed_and_lines_of_others_stay() {
         let mut others = fs::read(site.authorized_keys()).unwrap();
         let line = others.iter().position(|byte| *byte == b'\n').unwrap() + 1;
         let (theirs, mine) = others.split_at(line);
-        assert!(String::from_utf8_lossy(theirs).contains(&neighbour.0) && String::from_utf8_lossy(mine).contains(&ours));
+        assert!(
+            String::from_utf8_lossy(theirs).contains(&neighbour.0) && String::from_utf8_lossy(mine).contains(&ours)
+        );
         let (theirs, mine) = (theirs.to_vec(), mine.to_vec());
         others = theirs;
-        others.extend(format!("# {ours} ssh-ed25519 AAAA\n\t #{ours}\r\n\n  \\ \"$(touch /tmp/canary)\" \n").as_bytes());
+        others
+            .extend(format!("# {ours} ssh-ed25519 AAAA\n\t #{ours}\r\n\n  \\ \"$(touch /tmp/canary)\" \n").as_bytes());
         others.extend(b"# \x80\xff\xc3\x28\n");
         others.extend(format!("restrict ssh-ed25519 {} no end", stranger.public).as_bytes());
         let keep = |expected: &[&[u8]]| {
             let now = fs::read(site.authorized_keys()).unwrap();
             let expected: Vec<u8> = expected.concat();
-            assert!(now == expected, "{shell}:\n{}\n---\n{}", String::from_utf8_lossy(&now), String::from_utf8_lossy(&expected));
+            assert!(
+                now == expected,
+                "{shell}:\n{}\n---\n{}",
+                String::from_utf8_lossy(&now),
+                String::from_utf8_lossy(&expected)
+            );
             let about = fs::metadata(site.authorized_keys()).unwrap();
             assert_eq!(about.mode() & 0o7777, 0o600);
         };
@@ -687,7 +1057,11 @@ fn keys_are_added_and_removed_and_lines_of_others_stay() {
         site.ask_with(&second, &format!("key-remove {}", site.key.public)).ok();
         keep(&[added.as_bytes(), &others]);
         assert_eq!(site.ask("hello").code, Some(255), "{shell}: the old key still opens");
-        assert_ne!(master.send(site, format!("{} hello", Uuid::new_v4())).code, Some(0), "{shell}: its session is open");
+        assert_ne!(
+            master.send(site, format!("{} hello", Uuid::new_v4())).code,
+            Some(0),
+            "{shell}: its session is open"
+        );
         drop(master);
         site.ask_with(&second, "hello").ok();
 
@@ -707,7 +1081,11 @@ fn keys_are_added_and_removed_and_lines_of_others_stay() {
         // Also a line that its owner restricted further is taken away.
         let further = text.replacen("restrict,command", "from=\"127.0.0.1\",restrict,command", 1);
         let kept = fs::read(site.authorized_keys()).unwrap();
-        fs::write(site.authorized_keys(), [further.lines().next().unwrap().as_bytes(), b"\n", &kept[text.find('\n').unwrap() + 1..]].concat()).unwrap();
+        fs::write(
+            site.authorized_keys(),
+            [further.lines().next().unwrap().as_bytes(), b"\n", &kept[text.find('\n').unwrap() + 1..]].concat(),
+        )
+        .unwrap();
         let master = Master::open(site, &second);
         master.send(site, format!("{} revoke", Uuid::new_v4())).ok();
         keep(&[&others]);
@@ -786,8 +1164,15 @@ fn installer_can_be_run_twice_and_leaves_nothing_behind() {
                 site.ask("facts").ok();
                 let installed = site.files();
                 let said = site.add().ok();
-                assert!(!said.contains("Wrote") && !said.contains("Made") && !said.contains("Added"), "{shell}: {said}");
-                assert_eq!(difference(&installed, &site.files()), Vec::<String>::new(), "{shell}: changed by the second run");
+                assert!(
+                    !said.contains("Wrote") && !said.contains("Made") && !said.contains("Added"),
+                    "{shell}: {said}"
+                );
+                assert_eq!(
+                    difference(&installed, &site.files()),
+                    Vec::<String>::new(),
+                    "{shell}: changed by the second run"
+                );
                 site.root("sh /root/install.sh show").ok();
                 assert_eq!(difference(&installed, &site.files()), Vec::<String>::new(), "{shell}: changed by showing");
                 let changed = difference(&before, &installed).len();
@@ -879,10 +1264,19 @@ fn installer_serves_what_then_lies_on_the_server() {
     let on_server = |path: &str| fs::read(site.server.path(path)).unwrap();
     assert_eq!(on_server(gate::GATE_PATH), gate::GATE.as_bytes());
     assert_eq!(on_server(gate::MANIFEST_PATH), gate::MANIFEST.as_bytes());
-    for (path, digest) in [(gate::GATE_PATH, gate::gate_sha256()), (gate::MANIFEST_PATH, gate::manifest_sha256()), ("/root/install.sh", gate::install_sha256())] {
+    for (path, digest) in [
+        (gate::GATE_PATH, gate::gate_sha256()),
+        (gate::MANIFEST_PATH, gate::manifest_sha256()),
+        ("/root/install.sh", gate::install_sha256()),
+    ] {
         assert_eq!(site.root(&format!("sha256sum <{path}")).ok(), format!("{digest}  -\n"));
     }
-    for (path, mode) in [(gate::GATE_PATH, 0o755), (gate::MANIFEST_PATH, 0o644), ("/usr/local/lib/seedplane", 0o755), ("/var/lib/seedbox-mgr", 0o755)] {
+    for (path, mode) in [
+        (gate::GATE_PATH, 0o755),
+        (gate::MANIFEST_PATH, 0o644),
+        ("/usr/local/lib/seedplane", 0o755),
+        ("/var/lib/seedbox-mgr", 0o755),
+    ] {
         let about = fs::metadata(site.server.path(path)).unwrap();
         assert_eq!((about.mode() & 0o7777, about.uid(), about.gid()), (mode, 0, 0), "{path}");
     }
@@ -909,7 +1303,10 @@ fn nothing_is_done_that_cannot_be_written_down() {
             for request in [format!("key-add {}", key.public), "facts".to_owned(), "revoke".to_owned()] {
                 let answer = site.ask(&request);
                 assert!(answer.code == Some(126) && answer.out.is_empty(), "{shell}: {name}: {answer:?}");
-                assert!(answer.err.ends_with("seedplane-gate: refused: the log cannot be written\n"), "{shell}: {name}: {answer:?}");
+                assert!(
+                    answer.err.ends_with("seedplane-gate: refused: the log cannot be written\n"),
+                    "{shell}: {name}: {answer:?}"
+                );
             }
             assert_eq!(fs::read(site.authorized_keys()).unwrap(), before, "{shell}: {name}");
             site.root(back).ok();

@@ -23,9 +23,9 @@ use crate::{
     app::App,
     auth::Customer,
     byos::{
-        address,
+        address, certificates,
         commands::{self, Command, Difference, LogLine},
-        connections::{self, Connection, ConnectionStatus, NewConnection, Revocation},
+        connections::{self, Access, Connection, ConnectionStatus, NewConnection, Revocation},
         keys,
         onboarding::{self, Onboarding},
     },
@@ -65,7 +65,9 @@ pub(crate) struct ConnectionView {
     status_since: Time,
     /// Its box, once our key was proved.
     resource_id: Option<ResourceId>,
-    /// Our key: the only half that leaves the secret store.
+    /// How we log in.
+    access: Access,
+    /// Our key, or our certificate authority's: the only half that leaves the secret store.
     public_key: String,
     key_fingerprint: String,
     /// The server's host key as it was at the first contact. Compare it with what the line you pasted printed.
@@ -157,6 +159,7 @@ pub(crate) async fn view(app: &App, connection: Connection) -> Result<Connection
         status: connection.status,
         status_reason: connection.status_reason,
         status_since: connection.status_since,
+        access: connection.access,
         public_key: connection.public_key,
         host_key_fingerprint: connection.host_key_fingerprint,
         changed_host_key_fingerprint: connection.seen_host_key_fingerprint,
@@ -219,6 +222,8 @@ struct NewConnectionBody {
     port: Option<u16>,
     /// What to call it; the host if left out.
     label: Option<String>,
+    /// How we are to log in: with a `key` on the server, or with a `certificate` of five minutes each time; `key` if left out.
+    access: Option<Access>,
 }
 
 /// Connect a server. Answered with a line to paste on it, which adds our public key restricted to the gate; nobody ever
@@ -253,7 +258,12 @@ async fn create(
     if let Some(known) = connections::of_owner(&app.pool, user_id, id).await? {
         return Ok((StatusCode::CREATED, Json(view(&app, known).await?)));
     }
-    let key = keys::make(app.secrets.as_ref(), id, 1).await.map_err(|error| {
+    let access = body.access.unwrap_or(Access::Key);
+    let key = match access {
+        Access::Key => keys::make(app.secrets.as_ref(), id, 1).await,
+        Access::Certificate => certificates::authority(app.secrets.as_ref()).await,
+    };
+    let key = key.map_err(|error| {
         tracing::error!(%error, "no key could be made for a connection");
         Problem::new(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -267,6 +277,7 @@ async fn create(
         label: &label.chars().take(80).collect::<String>(),
         host: &host,
         port,
+        access,
         key: &key,
         gate_sha256: gate::gate_sha256(),
         manifest_sha256: gate::manifest_sha256(),
@@ -497,6 +508,11 @@ async fn rotate(
     Id(id): Id<Uuid>,
 ) -> Result<(StatusCode, Json<ConnectionView>), Problem> {
     let mut connection = own_open(&app, &customer, id).await?;
+    if connection.access == Access::Certificate {
+        return Err(Problem::conflict(
+            "there is no key of this connection to replace: each login has one of its own, with a certificate of five minutes",
+        ));
+    }
     if connection.status != ConnectionStatus::Connected {
         return Err(Problem::conflict(format!(
             "the connection is {}; a key is replaced while it is connected. To take the key away now, revoke it",

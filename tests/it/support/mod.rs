@@ -190,6 +190,7 @@ impl World {
             public_url: base.as_str().into(),
             trial: true,
             allow_private_servers: true,
+            byos_source_address: None,
             checkpoint_file: self.folder.join("checkpoints.jsonl").into(),
         };
         let (stop, stopping) = watch::channel(false);

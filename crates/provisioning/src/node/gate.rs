@@ -219,3 +219,108 @@ pub fn install_sha256() -> &'static str {
     static DIGEST: LazyLock<String> = LazyLock::new(|| sha256_hex(install_script()));
     &DIGEST
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn manifest_says_what_the_gate_can_do() {
+        let names: Vec<_> = actions().iter().map(|action| action.name.as_str()).collect();
+        let expected = [
+            "hello",
+            "facts",
+            "disk",
+            "service-status",
+            "service-restart",
+            "service-log",
+            "client-status",
+            "client-usage",
+            "log",
+            "key-add",
+            "key-remove",
+            "revoke",
+        ];
+        assert_eq!(names, expected);
+        for action in actions() {
+            let takes = action.argument != Argument::None;
+            for words in action.commands.iter().flat_map(|command| &command.alternatives) {
+                // The words go to a program as they are, into sudo's rules, where these mean something else, and into a log.
+                let first = words.split(' ').next().unwrap();
+                let privileged = ["sudo", "doas"].contains(&first);
+                assert!(!privileged || !words.contains([',', ':', '=', '\\', '*', '?', '[']), "{words}");
+                assert!(!words.contains(['$', '`', ';', '&', '<', '>', '\'', '"', '~']), "{words}");
+                assert!(takes || !words.contains("{}"), "{words}");
+            }
+            assert!(action.seconds <= 60, "{}", action.name);
+        }
+    }
+
+    #[test]
+    fn arguments_are_those_that_are_listed() {
+        let key = "AAAAC3NzaC1lZDI1NTE5AAAAINQGrvfW8wFb4qI6JCCJKRiCesZcBoZRUzVCG7NMXBAS";
+        let cases = [
+            ("hello", None, true),
+            ("hello", Some(""), false),
+            ("hello", Some("caddy"), false),
+            ("service-log", Some("caddy"), true),
+            ("service-log", Some("deluge-web"), true),
+            ("service-log", Some("deluge"), false),
+            ("service-log", Some("caddy nginx"), false),
+            ("service-log", Some("caddy "), false),
+            ("service-log", Some("Caddy"), false),
+            ("service-log", Some("sshd"), false),
+            ("service-log", Some(""), false),
+            ("service-log", None, false),
+            ("key-add", Some(key), true),
+            ("key-add", Some(&key[1..]), false),
+            ("key-add", Some("AAAAC3NzaC1lZDI1NTE5AAAAINQGrvfW8wFb4qI6JCCJKRiCesZcBoZRUzVCG7NMXBA="), false),
+            ("key-add", Some("AAAAC3NzaC1lZDI1NTE5AAAAINQGrvfW8wFb4qI6JCCJKRiCesZcBoZRUzVCG7NMXBA\n"), false),
+            ("key-add", Some("ed25519-key"), false),
+            ("key-add", None, false),
+        ];
+        for (name, argument, valid) in cases {
+            assert_eq!(is_valid_argument(action(name).unwrap(), argument), valid, "{name} {argument:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_manifest_is_named() {
+        let cases = [
+            ("", 1, "missing"),
+            ("# nothing\n", 2, "missing"),
+            ("run id\n", 1, "the first line is an action"),
+            ("action a 1\n", 2, "says nothing"),
+            ("action a 1\naction b 1\nrun id\n", 2, "neither"),
+            ("action a\nrun id\n", 1, "a name and seconds"),
+            ("action a 0\nrun id\n", 1, "from 1 to 3600"),
+            ("action a 3601\nrun id\n", 1, "from 1 to 3600"),
+            ("action a x\nrun id\n", 1, "from 1 to 3600"),
+            ("action A 1\nrun id\n", 1, "lower-case"),
+            ("action a 1\nrun id\naction a 1\nrun id\n", 3, "second action"),
+            ("action a 1\nor id\n", 2, "alternative to nothing"),
+            ("action a 1\nrun id\nargument b\n", 3, "before what it does"),
+            ("action a 1\nargument b\nargument c\nrun id\n", 3, "one line of arguments"),
+            ("action a 1\nrun id\nbuilt-in nothing\n", 4, "says nothing"),
+            ("action a 1\nrun  id\n", 2, "one space"),
+            ("action a 1\nrun id \n", 2, "one space"),
+            ("action a 1\nrun\n", 2, "without words"),
+            ("action a 1\nexec id\n", 2, "unknown keyword"),
+        ];
+        for (text, line, what) in cases {
+            let error = parse_manifest(text).expect_err(text);
+            assert!(error.line == line && error.what.contains(what), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn installer_carries_both_texts_unchanged() {
+        let script = install_script();
+        for (text, end) in [(GATE, "SEEDPLANE_GATE_ENDS_HERE"), (MANIFEST, "SEEDPLANE_MANIFEST_ENDS_HERE")] {
+            assert!(text.ends_with('\n') && !text.contains(end) && !text.contains('\r') && text.is_ascii());
+            assert!(script.contains(&format!("<<'{end}'\n{text}{end}\n")));
+        }
+        assert!(!script.contains("@GATE@") && !script.contains("@MANIFEST@") && script.is_ascii());
+        assert_eq!(sha256_hex(""), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+    }
+}

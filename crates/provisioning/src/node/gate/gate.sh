@@ -256,6 +256,7 @@ change_keys() {
 
 add_key() {
     case $mine in
+        *cert-authority*) say_refused 'certificates let this connection in, and no key is added to it' && return 126 ;;
         *" $argument"*) echo 'the key is here already' && return 0 ;;
         *"$newline"*) say_refused 'this connection has two keys already' && return 126 ;;
     esac

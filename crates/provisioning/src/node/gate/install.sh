@@ -29,10 +29,13 @@ doas_rules=/etc/doas.d/seedplane.conf
 usage() {
     cat <<'END'
 usage: sh install.sh add --connection <id> --key <key> [--without-restart]
+       sh install.sh add --connection <id> --authority <key> [--without-restart]
        sh install.sh remove --connection <id>
        sh install.sh show
 
-add     lets Seedplane in for this connection, with this key, to do what the manifest lists
+add     lets Seedplane in for this connection, to do what the manifest lists
+        --key               with this key
+        --authority         with certificates that this key signed for this connection, each good for some minutes
         --without-restart   without sudo or doas: services are looked at and never restarted
 remove  takes that back; with the last connection everything that was installed goes, too
 show    prints what is installed here
@@ -236,11 +239,11 @@ add_key() {
     [ -e "$keys" ] || { : >"$new_keys" && put_keys; }
     case $(lines_of "$connection\"") in
         *" $key"*) say "The key of this connection is in $keys already." ;;
-        *"$newline"*)
-            stop "$keys has two other keys of this connection. If they are not known to you, run this with remove first"
+        *"$newline"* | *cert-authority*)
+            stop "$keys has other keys of this connection. If they are not known to you, run this with remove first"
             ;;
         *)
-            line="restrict,command=\"$folder/gate $connection\" ssh-ed25519 $key seedplane-$connection"
+            line="restrict,${trusted}command=\"$folder/gate $connection\" ssh-ed25519 $key seedplane-$connection"
             # First in the file, so that what is in it stays as it is.
             { say "$line" && cat "$keys"; } >"$new_keys" || stop "cannot write $new_keys"
             put_keys
@@ -387,7 +390,7 @@ show() {
 newline='
 '
 what=${1-}
-connection='' key='' restart=yes
+connection='' key='' trusted='' restart=yes
 case $what in
     add | remove | show) shift ;;
     -h | --help | help) usage && exit 0 ;;
@@ -396,9 +399,16 @@ case $what in
 esac
 while [ $# -gt 0 ]; do
     case $what:$1 in
-        add:--connection | remove:--connection | add:--key)
+        add:--connection | remove:--connection | add:--key | add:--authority)
             [ $# -ge 2 ] || misused "$1 needs a word after it"
-            case $1 in --key) key=$2 ;; *) connection=$2 ;; esac
+            case $1 in
+                --connection) connection=$2 ;;
+                *)
+                    [ -z "$key" ] || misused '--key or --authority is given once'
+                    key=$2
+                    [ "$1" = --key ] || trusted=yes
+                    ;;
+            esac
             shift 2
             ;;
         add:--without-restart) restart=no && shift ;;
@@ -408,5 +418,6 @@ while [ $# -gt 0 ]; do
 done
 [ "$what" = show ] || is_uuid "$connection" || misused 'the connection is an id like 0193c1f2-7a5b-7c3d-8e9f-0a1b2c3d4e5f'
 [ "$what" != add ] || is_ed25519_key "$key" || misused 'the key is the 68 characters of an Ed25519 public key'
+[ -z "$trusted" ] || trusted="cert-authority,principals=\"seedplane-$connection\","
 [ "$(id -u)" -eq 0 ] || misused 'this has to run as root'
 "$what"
