@@ -8,7 +8,7 @@ use jiff::SignedDuration;
 use lettre::{AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor, message::Mailbox};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
-use sqlx::{PgConnection, PgPool};
+use sqlx::{PgConnection, PgExecutor, PgPool};
 use tokio::io::AsyncWriteExt;
 use uuid::Uuid;
 
@@ -259,7 +259,7 @@ pub async fn send_waiting(pool: &PgPool, mailer: &dyn Mailer, public_url: &str, 
 ///
 /// # Errors
 /// Those of the database.
-pub async fn is_failing(pool: &PgPool, at: Time) -> sqlx::Result<bool> {
+pub async fn is_failing(executor: impl PgExecutor<'_>, at: Time) -> sqlx::Result<bool> {
     sqlx::query_scalar!(
         r#"select exists (
                select from mail_outbox waiting where handed_at is null and tries > 1 and last_error is not null
@@ -267,6 +267,6 @@ pub async fn is_failing(pool: &PgPool, at: Time) -> sqlx::Result<bool> {
                and not exists (select from mail_outbox later where later.handed_at > waiting.created_at)) as "failing!""#,
         at
     )
-    .fetch_one(pool)
+    .fetch_one(executor)
     .await
 }

@@ -120,9 +120,10 @@ async fn report_ledger(app: &App) -> sqlx::Result<()> {
     metrics::gauge!("seedplane_ledger_sound").set(if check.is_sound() { 1.0 } else { 0.0 });
     if !check.is_sound() {
         let detail = format!(
-            "the transfers add up to {} cents; {} balances do not agree with them",
+            "the transfers add up to {} cents; {} balances do not agree with them; {} boxes owe something else than they say",
             check.sum_cents,
-            check.mismatches.len()
+            check.mismatches.len(),
+            check.arrears_mismatches.len()
         );
         alerts::raise(&app.pool, "ledger_unsound", "ledger", &detail, app.now()).await?;
     }
