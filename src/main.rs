@@ -11,13 +11,14 @@ use seedplane::{
         chain,
         events::{Actor, Cause},
     },
+    billing::reserves,
     clock::Time,
     config::{Flags, Settings},
     demo,
     ids::{AttemptId, ResourceId},
     runtime::{self, Parts, Runtime},
     secrets::keystore::Keystore,
-    seedbox::{Operation, SuspendReason, operations, repository},
+    seedbox::{Operation, Resource, SuspendReason, repository},
 };
 use tracing_subscriber::EnvFilter;
 
@@ -267,18 +268,15 @@ async fn operate(runtime: &Runtime, command: OperatorCommand) -> anyhow::Result<
         anyhow::ensure!(!reason.trim().is_empty(), "--reason must say why");
         Ok(Cause { actor: Actor::Operator(id), reason: reason.trim().to_owned(), request_id: None })
     };
-    let ask = async |id: uuid::Uuid, operation: Operation, reason: String, cause: &Cause| -> anyhow::Result<String> {
-        let mut tx = app.pool.begin().await?;
-        let asked =
-            operations::request_in(&mut tx, AttemptId::new(), ResourceId(id), operation, &reason, app.now(), cause)
-                .await?;
-        tx.commit().await?;
-        Ok(if asked {
-            format!("{operation} of {id} is asked for; a worker carries it out")
-        } else {
-            format!("{operation} of {id} was asked for before and is being carried out")
-        })
-    };
+    let ask =
+        async |resource: &Resource, operation: Operation, reason: String, cause: &Cause| -> anyhow::Result<String> {
+            let mut tx = app.pool.begin().await?;
+            reserves::request_in(&mut tx, AttemptId::new(), resource, operation, &reason, app.now(), cause)
+                .await
+                .map_err(problem)?;
+            tx.commit().await?;
+            Ok(format!("{operation} of {} ({}) is asked for; a worker carries it out", resource.label, resource.id))
+        };
     match command {
         OperatorCommand::Create { email } => {
             let mut password = String::new();
@@ -312,13 +310,13 @@ async fn operate(runtime: &Runtime, command: OperatorCommand) -> anyhow::Result<
             let found = box_of(resource).await?;
             let why = if abuse { SuspendReason::Abuse } else { SuspendReason::Operator };
             suspend_check(&found, why).map_err(problem)?;
-            ask(resource, Operation::Suspend, format!("{why}: {reason}"), &cause).await
+            ask(&found, Operation::Suspend, format!("{why}: {reason}"), &cause).await
         }
         OperatorCommand::Terminate { resource, confirm, end_reason, reason, operator } => {
             let cause = cause_of(&operator, &reason).await?;
             let found = box_of(resource).await?;
             terminate_check(app, &found, &confirm, &end_reason).map_err(problem)?;
-            ask(resource, Operation::Terminate, format!("{end_reason}: {reason}"), &cause).await
+            ask(&found, Operation::Terminate, format!("{end_reason}: {reason}"), &cause).await
         }
     }
 }
