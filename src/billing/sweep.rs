@@ -12,6 +12,7 @@ use super::{
     ledger::{self, Account as LedgerAccount, Reserve, Transfer, TransferKind},
     plan_changes,
     rules::{self, Account, Action, BoxState, BoxStatus, Interlocks, NoticeState, PaymentInFlight, Policy},
+    topups,
 };
 use crate::{
     alerts,
@@ -167,14 +168,6 @@ async fn interlocks_in(connection: &mut PgConnection, now: Time) -> sqlx::Result
     )
     .fetch_one(&mut *connection)
     .await?;
-    // One payment that always fails is asked about less and less often, and so does not stop dunning for everybody.
-    let gateway = sqlx::query_scalar!(
-        r#"select exists (select from topup_intents where last_error_at > $1::timestamptz - interval '30 minutes'
-               and last_error is not null and status in ('created', 'pending', 'detected')) as "failing!""#,
-        now
-    )
-    .fetch_one(&mut *connection)
-    .await?;
     let jumped = sqlx::query_scalar!(
         r#"select exists (select from operator_alerts where kind = $1 and resolved_at is null) as "jumped!""#,
         CLOCK_JUMPED
@@ -182,7 +175,7 @@ async fn interlocks_in(connection: &mut PgConnection, now: Time) -> sqlx::Result
     .fetch_one(&mut *connection)
     .await?;
     Ok(Interlocks {
-        gateway_failing: gateway,
+        gateway_failing: topups::gateway_is_failing(&mut *connection, now).await?,
         mailer_failing: mailer::is_failing(&mut *connection, now).await?,
         clock_jumped: jumped,
         clock_went_back: clock,

@@ -4,10 +4,11 @@
 use crate::{
     alerts,
     app::App,
-    billing::ledger,
+    billing::{ledger, topups},
     clock::Time,
     ids::{AttemptId, ResourceId},
     jobs::{self, Job},
+    mailer,
 };
 
 use super::StepError;
@@ -20,6 +21,7 @@ pub async fn reconcile(app: &App) -> Result<(), StepError> {
     requeue_lost_operations(app).await?;
     report_stuck(app).await?;
     report_not_forwarded(app).await?;
+    report_failing(app).await?;
     report_dead_jobs(app).await?;
     report_ledger(app).await?;
     Ok(())
@@ -90,6 +92,22 @@ async fn report_not_forwarded(app: &App) -> sqlx::Result<()> {
             topup.payment_id.unwrap_or_default()
         );
         alerts::raise(&app.pool, "not_forwarded", &topup.id.to_string(), &detail, now).await?;
+    }
+    Ok(())
+}
+
+/// A gateway or a mailer that fails stops suspensions and wipes of the whole fleet: an operator has to know.
+async fn report_failing(app: &App) -> sqlx::Result<()> {
+    let now = app.now();
+    if topups::gateway_is_failing(&app.pool, now).await? {
+        let detail = "the payment gateway has answered nothing for half an hour; nothing is suspended or wiped while it does \
+                      not. Look at the `last_error` of open top-ups";
+        alerts::raise(&app.pool, "gateway_failing", "gateway", detail, now).await?;
+    }
+    if mailer::is_failing(&app.pool, now).await? {
+        let detail = "mails have waited for more than 15 minutes; nothing is suspended or wiped while they do. Look at the \
+                      mailer and its settings";
+        alerts::raise(&app.pool, "mailer_failing", "mailer", detail, now).await?;
     }
     Ok(())
 }
