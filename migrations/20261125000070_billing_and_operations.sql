@@ -135,3 +135,6 @@ end $$;
 
 -- The newest time that was sealed: a clock that shows less has gone back.
 create index audit_checkpoints_at on audit_checkpoints (at);
+
+-- Who is past due, for the report of those whom no warning reaches.
+create index seedbox_resources_past_due on seedbox_resources (past_due_since) where past_due_since is not null;

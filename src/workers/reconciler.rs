@@ -1,6 +1,8 @@
 //! Looks at everything as it is: what is stuck, what lost its job, what does not agree. It repairs what is safe to repair,
 //! asking again for work that is written down, and tells an operator the rest.
 
+use jiff::SignedDuration;
+
 use crate::{
     alerts,
     app::App,
@@ -13,6 +15,9 @@ use crate::{
 
 use super::StepError;
 
+/// A warning that has waited for so long is reported.
+const UNWARNED_AFTER: SignedDuration = SignedDuration::from_hours(2 * 24);
+
 /// One round. Everything it asks for is limited and safe to ask twice.
 ///
 /// # Errors
@@ -22,6 +27,7 @@ pub async fn reconcile(app: &App) -> Result<(), StepError> {
     report_stuck(app).await?;
     report_not_forwarded(app).await?;
     report_failing(app).await?;
+    report_unwarned(app).await?;
     report_dead_jobs(app).await?;
     report_ledger(app).await?;
     Ok(())
@@ -108,6 +114,30 @@ async fn report_failing(app: &App) -> sqlx::Result<()> {
         let detail = "mails have waited for more than 15 minutes; nothing is suspended or wiped while they do. Look at the \
                       mailer and its settings";
         alerts::raise(&app.pool, "mailer_failing", "mailer", detail, now).await?;
+    }
+    Ok(())
+}
+
+/// Boxes that are past due and whose owner no warning reaches: they run on unpaid, because nothing is cut off unwarned.
+async fn report_unwarned(app: &App) -> sqlx::Result<()> {
+    let now = app.now();
+    let unwarned = sqlx::query!(
+        r#"select r.id as "id!: ResourceId", min(n.created_at) as "since!: Time" from seedbox_resources r
+           join notices n on n.user_id = r.user_id and n.resource_id = r.id
+               and n.kind in ('past_due', 'final_warning') and n.handed_at is null and n.created_at < $1
+           where r.past_due_since is not null and r.status = 'active' and n.created_at >= r.past_due_since
+           group by r.id limit 200"#,
+        Time(now.0 - UNWARNED_AFTER),
+    )
+    .fetch_all(&app.pool)
+    .await?;
+    for resource in unwarned {
+        let detail = format!(
+            "this box is past due and its owner has not been handed a warning since {}; it runs on unpaid until one is. Look at \
+             the mailer and at their address",
+            resource.since
+        );
+        alerts::raise(&app.pool, "warning_not_handed", &resource.id.to_string(), &detail, now).await?;
     }
     Ok(())
 }
