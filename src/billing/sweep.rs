@@ -17,7 +17,7 @@ use super::{
 use crate::{
     alerts,
     app::App,
-    audit::events::Cause,
+    audit::{chain, events::Cause},
     clock::Time,
     ids::{AttemptId, ResourceId, UserId},
     mailer::{self, templates},
@@ -44,6 +44,8 @@ fn wipe_notice_key(id: ResourceId, lapse: i32, index: usize) -> String {
 /// An account as it was loaded: the rules' view of it, and the rows it came from.
 struct Loaded {
     user: UserId,
+    /// How often the balance lasted again.
+    runway_dip: i32,
     account: Account,
     resources: HashMap<ResourceId, Resource>,
 }
@@ -57,7 +59,7 @@ async fn load_in(
 ) -> sqlx::Result<Vec<Loaded>> {
     let ids: Vec<Uuid> = users.iter().map(|user| user.0).collect();
     let accounts = sqlx::query!(
-        r#"select a.user_id, a.runway_notice_days,
+        r#"select a.user_id, a.runway_notice_days, a.runway_dip,
                (select balance_cents from ledger_accounts l where l.user_id = a.user_id and l.kind = 'paid' and l.resource_id is null) as "paid!: Usd",
                (select balance_cents from ledger_accounts l where l.user_id = a.user_id and l.kind = 'promotional' and l.resource_id is null) as "promotional!: Usd",
                (select sum(t.amount_cents)::bigint from topup_intents t where t.user_id = a.user_id and t.status = 'detected'
@@ -122,7 +124,7 @@ async fn load_in(
                     .map(|(amount, since)| PaymentInFlight { amount, detected_at: since.0 }),
                 runway_said: row.runway_notice_days.map(i64::from),
             };
-            (row.user_id, Loaded { user: row.user_id, account, resources: HashMap::new() })
+            (row.user_id, Loaded { user: row.user_id, runway_dip: row.runway_dip, account, resources: HashMap::new() })
         })
         .collect();
     for resource in resources {
@@ -163,8 +165,10 @@ async fn load_in(
 /// What stops suspensions and wipes now.
 async fn interlocks_in(connection: &mut PgConnection, now: Time) -> sqlx::Result<Interlocks> {
     let clock = sqlx::query_scalar!(
-        r#"select coalesce((select at > $1::timestamptz + interval '1 minute' from audit_checkpoints order by id desc limit 1), false) as "back!""#,
-        now
+        r#"select coalesce((select max(at) > $1::timestamptz + interval '1 minute' from audit_checkpoints), false)
+               or exists (select from operator_alerts where kind = $2 and resolved_at is null) as "back!""#,
+        now,
+        chain::CLOCK_WENT_BACK,
     )
     .fetch_one(&mut *connection)
     .await?;
@@ -192,10 +196,14 @@ struct Blast {
 
 impl Blast {
     async fn load(connection: &mut PgConnection, now: Time) -> sqlx::Result<Self> {
+        // Whoever is about to cut something off counts alone, or two at once would each see what is left for one.
+        sqlx::query!(r#"select 1 as "one!" from pg_advisory_xact_lock(hashtext('seedplane blast limit'))"#)
+            .fetch_one(&mut *connection)
+            .await?;
         let row = sqlx::query!(
             r#"select
                    (select count(*) from provision_attempts where actor = 'system' and operation in ('suspend', 'terminate')
-                       and requested_at > $1::timestamptz - interval '1 hour' and requested_at <= $1) as "already!",
+                       and reason = 'billing' and requested_at > $1::timestamptz - interval '1 hour' and requested_at <= $1) as "already!",
                    (select count(*) from seedbox_resources where status in ('active', 'suspended')) as "fleet!",
                    exists (select from operator_alerts where kind = 'blast_limit' and resolved_at > $1::timestamptz - interval '1 hour') as "approved!",
                    exists (select from operator_alerts where kind = 'blast_limit' and resolved_at is null) as "stopped!""#,
@@ -618,14 +626,15 @@ async fn act_in(connection: &mut PgConnection, of: &mut Loaded, action: &Action,
         }
         Action::Runway { days, stops_at, short_by } => {
             set_runway_in(connection, of.user, Some(*days)).await?;
-            let key = format!("runway:{}:{days}:{stops_at}", of.user);
+            let key = format!("runway:{}:{}:{days}", of.user, of.runway_dip);
             mailer::notify_in(connection, templates::runway(of.user, key, *days, Time(*stops_at), *short_by), now)
                 .await?;
         }
         Action::RunwayRestored => set_runway_in(connection, of.user, None).await?,
         Action::ClockAlarm => {
-            let detail = "the clock is behind the last audit checkpoint: nothing is charged until it has caught up";
-            alerts::raise(&mut *connection, "clock_went_back", "clock", detail, now).await?;
+            let detail = "the clock is behind the newest audit checkpoint: nothing is charged, suspended or wiped until it is \
+                          right and this alert is resolved";
+            alerts::raise(&mut *connection, chain::CLOCK_WENT_BACK, "clock", detail, now).await?;
         }
     }
     Ok(())
@@ -633,7 +642,8 @@ async fn act_in(connection: &mut PgConnection, of: &mut Loaded, action: &Action,
 
 async fn set_runway_in(connection: &mut PgConnection, user: UserId, days: Option<i64>) -> sqlx::Result<()> {
     sqlx::query!(
-        "update seedbox_billing_accounts set runway_notice_days = $2 where user_id = $1",
+        "update seedbox_billing_accounts
+         set runway_notice_days = $2, runway_dip = runway_dip + ($2::int is null)::int where user_id = $1",
         user.0,
         days.and_then(|days| i32::try_from(days).ok()),
     )

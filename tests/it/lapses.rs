@@ -1,14 +1,22 @@
 //! Runs of the sweep in which much happens at once, second lapses, and ends that are overtaken by something.
 
+use std::sync::{Arc, Mutex};
+
 use jiff::SignedDuration;
 use reqwest::{Method, StatusCode};
+use secrecy::SecretString;
 use seedplane::{
     accounts::Role,
     alerts,
+    audit::chain,
     billing::sweep::{self, CLOCK_JUMPED},
+    clock::{Clock, Time},
+    mailer::{self, Mailer, templates},
+    workers::reconciler,
 };
 use seedplane_provisioning::memory::Verb;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::support::{Person, TestApp, World};
 
@@ -250,4 +258,193 @@ async fn an_owners_return_does_not_lift_what_an_operator_suspended_in_between() 
     assert_eq!((&resource["status"], &resource["suspend_reason"]), (&json!("suspended"), &json!("abuse")));
     assert_eq!(world.provider.calls(Verb::Resume), 0);
     working.assert_sound().await;
+}
+
+#[tokio::test]
+async fn every_dip_of_a_balance_is_told() {
+    let test = TestApp::new().await;
+    let buyer = test.customer().await;
+    let id = test.active_box(&buyer, 1500).await;
+    let path = format!("/api/seedbox/resources/{id}");
+    let due: jiff::Timestamp = test.get(&buyer, &path).await["paid_until"].as_str().unwrap().parse().unwrap();
+    test.advance(due.duration_since(test.app.clock.now()) - DAY * 13).await;
+    test.until_handed("runway", 1).await;
+    test.top_up(&buyer, 1500).await;
+    test.idle().await;
+    let operator = test.person(Role::Operator).await;
+    // The money leaves again: the same month is uncovered for a second time.
+    let payout = json!({ "amount_cents": 1500, "reason": "asked for by ticket 7" });
+    test.post(&operator, &format!("/api/operator/customers/{}/payouts", buyer.id), payout).await;
+    test.advance(DAY + SignedDuration::from_mins(5)).await;
+    test.until_handed("runway", 2).await;
+}
+
+#[tokio::test]
+async fn releasing_a_hold_looks_at_the_box_at_once() {
+    let test = TestApp::new().await;
+    let (operator, buyer) = (test.person(Role::Operator).await, test.customer().await);
+    let id = test.active_box(&buyer, 1500).await;
+    let path = format!("/api/seedbox/resources/{id}");
+    to_due(&test, &buyer, &path).await;
+    test.until(&buyer, &path, |resource| !resource["past_due_since"].is_null()).await;
+    test.advance(DAY * 2 + SignedDuration::from_mins(1)).await;
+    test.until_handed("final_warning", 1).await;
+    let hold = format!("/api/operator/resources/{id}/hold");
+    let until = (test.app.now().0 + DAY * 30).to_string();
+    test.post(&operator, &hold, json!({ "until": until, "reason": "they are on holiday" })).await;
+    test.advance(DAY * 2).await;
+    test.idle().await;
+    assert_eq!(test.get(&buyer, &path).await["status"], "active");
+    test.post(&operator, &hold, json!({ "until": null, "reason": "they are back" })).await;
+    test.until(&buyer, &path, |resource| resource["status"] == "suspended").await;
+    test.assert_sound().await;
+}
+
+#[tokio::test]
+async fn settling_many_at_once_keeps_to_the_blast_limit_which_only_unpaid_boxes_use_up() {
+    let test = TestApp::new().await;
+    let mut buyers = Vec::new();
+    for _ in 0..8 {
+        let buyer = test.customer().await;
+        let id = test.active_box(&buyer, 1500).await;
+        buyers.push((buyer, format!("/api/seedbox/resources/{id}")));
+    }
+    let (last, path) = buyers.last().unwrap();
+    to_due(&test, last, path).await;
+    test.until(last, path, |resource| !resource["past_due_since"].is_null()).await;
+    test.advance(DAY * 2 + SignedDuration::from_mins(1)).await;
+    test.until_handed("final_warning", 8).await;
+    test.idle().await;
+    let world = test.world.clone();
+    drop(test);
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    let test = world.start(false).await;
+    world.clock.set_offset(world.clock.offset() + DAY + SignedDuration::from_mins(5));
+    // Boxes that could not be made, and ends that their owners chose, cut nobody off.
+    sqlx::query(
+        "insert into provision_attempts (id, resource_id, operation, reason, actor, status, requested_at, finished_at)
+         select gen_random_uuid(), id, 'terminate', case when row_number() over () % 2 = 0 then 'failed' else 'user' end, 'system',
+             'superseded', $1, $1 from seedbox_resources",
+    )
+    .bind(test.app.now())
+    .execute(&test.app.pool)
+    .await
+    .unwrap();
+    let settling: Vec<_> = buyers
+        .iter()
+        .map(|(buyer, _)| {
+            let (app, id) = (test.app.clone(), buyer.id);
+            tokio::spawn(async move { sweep::settle(&app, id).await.unwrap() })
+        })
+        .collect();
+    for one in settling {
+        one.await.unwrap();
+    }
+    let asked: i64 = sqlx::query_scalar("select count(*) from provision_attempts where operation = 'suspend'")
+        .fetch_one(&test.app.pool)
+        .await
+        .unwrap();
+    assert_eq!(asked, 5, "5 boxes and 10 % of 8, whichever is more");
+}
+
+#[tokio::test]
+async fn a_clock_that_goes_back_seals_nothing_and_charges_nothing_until_an_operator_has_looked() {
+    let world = World::new().await;
+    let (test, buyer, path) = without_workers(&world).await;
+    let operator = test.person(Role::Operator).await;
+    let checkpoints = async || -> i64 {
+        sqlx::query_scalar("select count(*) from audit_checkpoints").fetch_one(&test.app.pool).await.unwrap()
+    };
+    world.clock.set_offset(DAY * 20);
+    chain::seal(&test.app).await.unwrap();
+    let sealed = checkpoints().await;
+    world.clock.set_offset(DAY * 10);
+    test.customer().await;
+    assert_eq!(chain::seal(&test.app).await.unwrap(), 0);
+    assert_eq!(checkpoints().await, sealed);
+    // It shows the right time again, and a month is due: whether it is right is for a person to say.
+    world.clock.set_offset(DAY * 32);
+    sweep::settle(&test.app, buyer.id).await.unwrap();
+    assert!(test.get(&buyer, &path).await["past_due_since"].is_null());
+    let resolve = json!({ "kind": "clock_went_back", "subject": "clock", "reason": "set right" });
+    test.post(&operator, "/api/operator/alerts/resolve", resolve).await;
+    sweep::settle(&test.app, buyer.id).await.unwrap();
+    assert!(!test.get(&buyer, &path).await["past_due_since"].is_null());
+    assert!(chain::seal(&test.app).await.unwrap() > 0);
+    test.assert_sound().await;
+}
+
+/// A mailer that takes half a minute for each mail, on the clock of the test.
+#[derive(Debug, Clone)]
+struct Slow {
+    clock: Clock,
+    taken: Arc<Mutex<Vec<Uuid>>>,
+}
+
+#[async_trait::async_trait]
+impl Mailer for Slow {
+    async fn send(&self, id: Uuid, _to: &str, _subject: &str, _body: SecretString) -> Result<(), String> {
+        self.taken.lock().unwrap().push(id);
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        self.clock.set_offset(self.clock.offset() + SignedDuration::from_secs(30));
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_slow_mailer_gets_each_mail_once_and_its_time_is_when_it_was_taken() {
+    let world = World::new().await;
+    let (test, buyer, _) = without_workers(&world).await;
+    let mut connection = test.app.pool.acquire().await.unwrap();
+    let start = test.app.now();
+    for n in 0..12 {
+        let amount = seedplane::money::Usd::from_cents(100);
+        let notice = templates::topup_credited(buyer.id, None, format!("slow:{n}"), amount);
+        mailer::notify_in(&mut connection, notice, start).await.unwrap();
+    }
+    let slow = Slow { clock: world.clock.clone(), taken: Arc::default() };
+    let workers = (0..2).map(|_| {
+        let (pool, slow) = (test.app.pool.clone(), slow.clone());
+        tokio::spawn(async move { while mailer::send_waiting(&pool, &slow, "http://x", &slow.clock).await.unwrap() {} })
+    });
+    for worker in workers.collect::<Vec<_>>() {
+        worker.await.unwrap();
+    }
+    let mut taken = slow.taken.lock().unwrap().clone();
+    let count = taken.len();
+    taken.sort();
+    taken.dedup();
+    assert_eq!((count, taken.len()), (12, 12), "each once");
+    let handed: Vec<Time> =
+        sqlx::query_scalar("select distinct handed_at from notices where idempotency_key like 'slow:%' order by 1")
+            .fetch_all(&test.app.pool)
+            .await
+            .unwrap();
+    assert!(handed.len() > 5 && handed[0] > start, "{handed:?}");
+}
+
+#[tokio::test]
+async fn an_address_that_no_mail_can_have_is_refused() {
+    let test = TestApp::new().await;
+    for (email, good) in [("a..b@example.org", false), ("a@-x.org", false), ("a.b+c@example.org", true)] {
+        let body = json!({ "email": email, "password": "a long enough password" });
+        let (status, problem) = test.call(None, Method::POST, "/api/auth/sign-up", Some(body)).await;
+        assert_eq!(status.is_success(), good, "{email}: {status} {problem}");
+    }
+}
+
+#[tokio::test]
+async fn an_owner_whom_no_warning_reaches_is_reported() {
+    let world = World::new().await;
+    let (test, buyer, path) = without_workers(&world).await;
+    let operator = test.person(Role::Operator).await;
+    let due: jiff::Timestamp = test.get(&buyer, &path).await["paid_until"].as_str().unwrap().parse().unwrap();
+    world.clock.set_offset(due.duration_since(test.app.clock.now()) + SignedDuration::from_mins(1));
+    sweep::settle(&test.app, buyer.id).await.unwrap();
+    reconciler::reconcile(&test.app).await.unwrap();
+    let kinds = async || test.get(&operator, "/api/operator/alerts").await.to_string();
+    assert!(!kinds().await.contains("warning_not_handed"));
+    world.clock.set_offset(world.clock.offset() + DAY * 2 + SignedDuration::from_mins(1));
+    reconciler::reconcile(&test.app).await.unwrap();
+    assert!(kinds().await.contains("warning_not_handed"), "{}", kinds().await);
 }
