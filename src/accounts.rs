@@ -96,7 +96,9 @@ fn check_email(email: &str) -> Result<String, AccountError> {
     let plain = |part: &str| {
         !part.is_empty() && !part.chars().any(|c| c.is_whitespace() || c.is_control() || "@<>,;\"".contains(c))
     };
-    if !plain(name) || !plain(domain) || email.len() > 254 || domain.starts_with('.') || domain.ends_with('.') {
+    // What the mailer could not address would never get a warning.
+    let addressable = email.parse::<lettre::Address>().is_ok();
+    if !plain(name) || !plain(domain) || email.len() > 254 || !addressable {
         return Err(AccountError::BadEmail);
     }
     Ok(email)

@@ -112,9 +112,23 @@ impl Job {
             | Self::ProbeConnection(id)
             | Self::RotateConnection(id)
             | Self::RevokeConnection(id) => Some(format!("connection:{id}")),
+            // Jobs of one queue run one after the other: a gateway that hangs takes so many workers and not all of them.
+            Self::OpenTopup(id) => Some(format!("gateway-open:{}", lane(*id, OPEN_LANES))),
+            Self::CheckPayment(id) => Some(format!("gateway-check:{}", lane(*id, CHECK_LANES))),
             _ => None,
         }
     }
+}
+
+/// How many payments are opened at once.
+const OPEN_LANES: u8 = 2;
+
+/// How many payments are asked about at once.
+const CHECK_LANES: u8 = 3;
+
+/// Which of so many queues a payment waits in.
+fn lane(id: TopupId, lanes: u8) -> u8 {
+    id.0.as_bytes()[15] % lanes
 }
 
 /// Adds a job in the caller's transaction: it exists if and only if the change that needs it does.
@@ -141,4 +155,19 @@ pub async fn enqueue_at_in(connection: &mut PgConnection, job: Job, at: Option<T
     .execute(connection)
     .await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gateway_that_hangs_leaves_workers_for_the_rest() {
+        let queues: std::collections::BTreeSet<String> = (0..1000)
+            .flat_map(|_| [Job::OpenTopup(TopupId::new()), Job::CheckPayment(TopupId::new())])
+            .map(|job| job.queue().expect("the gateway's jobs wait in queues"))
+            .collect();
+        assert_eq!(queues.len(), 5);
+        assert!(queues.len() < crate::workers::CONCURRENCY, "{queues:?}");
+    }
 }

@@ -11,6 +11,7 @@ use seedplane::{
         chain,
         events::{Actor, Cause},
     },
+    billing::reserves,
     byos::connections,
     clock::Time,
     config::{Flags, Settings},
@@ -18,7 +19,7 @@ use seedplane::{
     ids::{AttemptId, ConnectionId, ResourceId},
     runtime::{self, Parts, Runtime},
     secrets::{SecretStore, keystore::Keystore, transfer, vault::Vault},
-    seedbox::{Operation, SuspendReason, operations, repository},
+    seedbox::{Operation, Resource, SuspendReason, repository},
 };
 use seedplane_provisioning::node::gate;
 use tracing_subscriber::EnvFilter;
@@ -382,18 +383,15 @@ async fn operate(runtime: &Runtime, command: OperatorCommand) -> anyhow::Result<
         repository::resource(&app.pool, ResourceId(id)).await?.with_context(|| format!("there is no box {id}"))
     };
     let cause_of = async |who: &Who, reason: &str| cause_of(app, who, reason).await;
-    let ask = async |id: uuid::Uuid, operation: Operation, reason: String, cause: &Cause| -> anyhow::Result<String> {
-        let mut tx = app.pool.begin().await?;
-        let asked =
-            operations::request_in(&mut tx, AttemptId::new(), ResourceId(id), operation, &reason, app.now(), cause)
-                .await?;
-        tx.commit().await?;
-        Ok(if asked {
-            format!("{operation} of {id} is asked for; a worker carries it out")
-        } else {
-            format!("{operation} of {id} was asked for before and is being carried out")
-        })
-    };
+    let ask =
+        async |resource: &Resource, operation: Operation, reason: String, cause: &Cause| -> anyhow::Result<String> {
+            let mut tx = app.pool.begin().await?;
+            reserves::request_in(&mut tx, AttemptId::new(), resource, operation, &reason, app.now(), cause)
+                .await
+                .map_err(problem)?;
+            tx.commit().await?;
+            Ok(format!("{operation} of {} ({}) is asked for; a worker carries it out", resource.label, resource.id))
+        };
     match command {
         OperatorCommand::Create { email } => {
             let mut password = String::new();
@@ -427,13 +425,13 @@ async fn operate(runtime: &Runtime, command: OperatorCommand) -> anyhow::Result<
             let found = box_of(resource).await?;
             let why = if abuse { SuspendReason::Abuse } else { SuspendReason::Operator };
             suspend_check(&found, why).map_err(problem)?;
-            ask(resource, Operation::Suspend, format!("{why}: {reason}"), &cause).await
+            ask(&found, Operation::Suspend, format!("{why}: {reason}"), &cause).await
         }
         OperatorCommand::Terminate { resource, confirm, end_reason, reason, operator } => {
             let cause = cause_of(&operator, &reason).await?;
             let found = box_of(resource).await?;
             terminate_check(app, &found, &confirm, &end_reason).map_err(problem)?;
-            ask(resource, Operation::Terminate, format!("{end_reason}: {reason}"), &cause).await
+            ask(&found, Operation::Terminate, format!("{end_reason}: {reason}"), &cause).await
         }
     }
 }

@@ -74,6 +74,9 @@ pub enum OrderError {
     /// Too many unpaid orders.
     #[error("{MAX_AWAITING_ORDERS} orders wait for payment already; pay or cancel one first")]
     TooMany,
+    /// The balance is held after abuse.
+    #[error("your balance is held by an operator and nothing can be bought from it; write to us. Nothing was ordered")]
+    Held,
     /// It is past the point where that can be done.
     #[error("an order that is {0} cannot be cancelled; end the box instead")]
     NotCancellable(OrderStatus),
@@ -157,7 +160,9 @@ pub async fn place(
     let event = Event { subject: Subject::Order(id), action: "order.placed", before: None, after };
     events::record_in(&mut tx, at, cause, event).await?;
     // In one transaction, so that no crash leaves an order waiting for money that is there.
-    pay(&mut *tx, id, at, cause).await?;
+    if pay(&mut *tx, id, at, cause).await? == Payment::Held {
+        return Err(OrderError::Held);
+    }
     tx.commit().await?;
     Ok(order_of(pool, user, id).await?.expect("the order was just written"))
 }
@@ -169,6 +174,8 @@ pub enum Payment {
     Paid,
     /// The balance does not cover it.
     Short,
+    /// The balance is held after abuse: nothing is bought from it.
+    Held,
     /// It can no longer be paid.
     Expired,
     /// It was paid, cancelled or closed before.
@@ -194,6 +201,7 @@ pub async fn pay(executor: impl PgExecutor<'_>, order: OrderId, at: Time, cause:
     Ok(match outcome.as_str() {
         "paid" => Payment::Paid,
         "short" => Payment::Short,
+        "held" => Payment::Held,
         "expired" => Payment::Expired,
         _ => Payment::NotAwaiting,
     })

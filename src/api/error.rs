@@ -117,6 +117,7 @@ impl From<OrderError> for Problem {
         match error {
             OrderError::PlanNotOnSale => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "plan-not-on-sale", detail),
             OrderError::TooMany => Self::new(StatusCode::CONFLICT, "too-many-orders", detail),
+            OrderError::Held => Self::new(StatusCode::CONFLICT, "balance-held", detail),
             OrderError::NotCancellable(_) => Self::conflict(detail),
             OrderError::Database(error) => error.into(),
         }

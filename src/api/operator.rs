@@ -122,6 +122,8 @@ struct Hold {
 pub async fn place_hold(app: &App, resource: ResourceId, until: Option<Time>, cause: &Cause) -> Result<(), Problem> {
     let now = app.now();
     let mut tx = app.pool.begin().await?;
+    let held = repository::resource(&mut *tx, resource).await?.ok_or_else(|| Problem::not_found("box"))?;
+    repository::lock_account_in(&mut tx, held.user_id).await?;
     repository::set_hold_in(&mut tx, resource, until, &cause.reason, now, cause).await?;
     let action = if until.is_some() { "resource.held" } else { "resource.hold_released" };
     let event = Event {
@@ -131,6 +133,8 @@ pub async fn place_hold(app: &App, resource: ResourceId, until: Option<Time>, ca
         after: Some(json!({ "hold_until": until })),
     };
     events::record_in(&mut tx, now, cause, event).await?;
+    // What it held back is decided again now, and not when it would have been over.
+    repository::wake_account_in(&mut tx, held.user_id, now).await?;
     tx.commit().await?;
     Ok(())
 }

@@ -11,6 +11,7 @@ use std::{
 };
 
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
+use jiff::SignedDuration;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -19,10 +20,16 @@ use tokio_stream::StreamExt;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::{app::App, clock::Time, secrets::SecretPath, workers::StepError};
+use crate::{alerts, app::App, clock::Time, secrets::SecretPath, workers::StepError};
 
 /// How many chains one checkpoint seals at most; the next takes the rest.
 const MAX_HEADS: i64 = 5000;
+
+/// The alert of a clock that shows less than what was sealed: nothing is charged until an operator has resolved it.
+pub const CLOCK_WENT_BACK: &str = "clock_went_back";
+
+/// Two machines' clocks may be so far apart without anything being wrong.
+const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_mins(1);
 
 const EVENT_DOMAIN: &[u8] = b"seedplane audit event 1";
 const CHAIN_DOMAIN: &[u8] = b"seedplane audit chain 1:";
@@ -71,7 +78,8 @@ async fn signing_key(app: &App) -> Result<Ed25519KeyPair, StepError> {
         })
 }
 
-/// Seals every chain that grew since the last checkpoint. Answers how many.
+/// Seals every chain that grew since the last checkpoint. Answers how many. Nothing is sealed at a time before that of the
+/// newest checkpoint: where the clock went back, an operator is told.
 ///
 /// # Errors
 /// Those of the database, the secret store and the checkpoint file.
@@ -83,6 +91,22 @@ pub async fn seal(app: &App) -> Result<usize, StepError> {
         .fetch_one(&mut *tx)
         .await?;
     if !mine {
+        return Ok(0);
+    }
+    let at = app.now();
+    let newest =
+        sqlx::query_scalar!(r#"select max(at) as "at: Time" from audit_checkpoints"#).fetch_one(&mut *tx).await?;
+    if let Some(newest) = newest.filter(|newest| *newest > at) {
+        tx.rollback().await?;
+        let behind = newest.duration_since(at.0);
+        if behind > CLOCK_TOLERANCE {
+            let detail = format!(
+                "the clock is {} seconds behind the newest audit checkpoint: nothing is sealed until it has caught up, and \
+                 nothing is charged, suspended or wiped until this alert is resolved",
+                behind.as_secs()
+            );
+            alerts::raise(&app.pool, CLOCK_WENT_BACK, "clock", &detail, at).await?;
+        }
         return Ok(0);
     }
     let mut heads: Vec<Head> = sqlx::query_as!(
@@ -102,7 +126,6 @@ pub async fn seal(app: &App) -> Result<usize, StepError> {
             .fetch_optional(&mut *tx)
             .await?;
         let (id, previous) = last.map_or((1, vec![0; 32]), |last| (last.id + 1, last.digest));
-        let at = app.now();
         let digest = checkpoint_digest(&previous, id, at, &heads);
         let signature = key.sign(&digest);
         sqlx::query!(

@@ -135,7 +135,7 @@ pub enum Resolution {
     Dismiss,
 }
 
-/// Resolves a payment that waits for an operator: once.
+/// Resolves a payment that waits for an operator: once each time it waits.
 ///
 /// # Errors
 /// A problem that says what does not fit; nothing was booked then.
@@ -154,7 +154,7 @@ pub async fn resolve_topup_in(
     let user = found.user_id;
     repository::lock_account_in(connection, user).await?;
     let topup = sqlx::query!(
-        r#"select payment_id as "payment_id!", unresolved_reason, resolved_at as "resolved_at: Time", held_cents as "held: Usd"
+        r#"select payment_id as "payment_id!", unresolved_reason, resolved_at as "resolved_at: Time", held_cents as "held: Usd", resolutions
            from topup_intents where id = $1 for update"#,
         id.0
     )
@@ -164,7 +164,7 @@ pub async fn resolve_topup_in(
     if !waits {
         return Err(Problem::conflict("this payment does not wait for anybody; nothing was done"));
     }
-    let payment = &topup.payment_id;
+    let (payment, number) = (&topup.payment_id, topup.resolutions);
     let (booked, credited, released) = match resolution {
         Resolution::Credit { amount_cents } => {
             if !amount_cents.is_positive() || *amount_cents > policy.topup_max {
@@ -173,7 +173,7 @@ pub async fn resolve_topup_in(
                     policy.topup_max
                 )));
             }
-            let key = format!("coinpay:{payment}:resolved");
+            let key = format!("coinpay:{payment}:resolved:{number}");
             let booked = transfer(Account::Gateway, Account::Paid(user), *amount_cents, TransferKind::Topup, key, user);
             (Some(booked), *amount_cents, Usd::ZERO)
         }
@@ -181,13 +181,13 @@ pub async fn resolve_topup_in(
             return Err(Problem::conflict("nothing is held of this payment; nothing was done"));
         }
         Resolution::ReleaseHeld => {
-            let key = format!("coinpay:{payment}:held_release");
+            let key = format!("coinpay:{payment}:held_release:{number}");
             let booked = transfer(Account::Held, Account::Paid(user), topup.held, TransferKind::HeldRelease, key, user);
             (Some(booked), topup.held, topup.held)
         }
         Resolution::ReturnHeld { transaction_id } => {
             check_transaction_id(transaction_id)?;
-            let key = format!("coinpay:{payment}:held_return");
+            let key = format!("coinpay:{payment}:held_return:{number}");
             let booked = Transfer {
                 cause: format!("sent back in {transaction_id}"),
                 ..transfer(Account::Held, Account::Payouts, topup.held, TransferKind::Payout, key, user)
@@ -210,7 +210,8 @@ pub async fn resolve_topup_in(
     }
     // What was credited by hand counts as credited: the gateway's later word adds nothing.
     sqlx::query!(
-        "update topup_intents set resolved_at = $2, version = version + 1, credited_cents = credited_cents + $3,
+        "update topup_intents set
+             resolved_at = $2, resolutions = resolutions + 1, version = version + 1, credited_cents = credited_cents + $3,
              credited_at = case when $3::bigint > 0 then coalesce(credited_at, $2) else credited_at end,
              held_cents = held_cents - $4
          where id = $1",
@@ -283,6 +284,16 @@ pub async fn open_payouts(executor: impl PgExecutor<'_>) -> sqlx::Result<Vec<Pay
         .await
 }
 
+/// Why the balance of a customer is held, if it is; `None` if there is no such customer.
+///
+/// # Errors
+/// Those of the database.
+pub async fn held_reason(executor: impl PgExecutor<'_>, user: UserId) -> sqlx::Result<Option<Option<String>>> {
+    sqlx::query_scalar!("select payout_hold_reason from seedbox_billing_accounts where user_id = $1", user.0)
+        .fetch_optional(executor)
+        .await
+}
+
 /// Sets paid credit aside to be sent by hand: never promotional credit, nothing while the balance is held after abuse.
 /// Safe to repeat with its id.
 ///
@@ -300,11 +311,7 @@ pub async fn reserve_payout_in(
     if payout(&mut *connection, id).await?.is_some() {
         return Ok(());
     }
-    let held =
-        sqlx::query_scalar!("select payout_hold_reason from seedbox_billing_accounts where user_id = $1", user.0)
-            .fetch_optional(&mut *connection)
-            .await?
-            .ok_or_else(|| Problem::not_found("customer"))?;
+    let held = held_reason(&mut *connection, user).await?.ok_or_else(|| Problem::not_found("customer"))?;
     let balance = ledger::balances(&mut *connection, user).await?.paid_cents;
     let limit = rules::payout_limit(balance, held.is_some());
     if !amount.is_positive() || amount > limit {
@@ -422,5 +429,7 @@ pub async fn release_balance_in(
     let before = Some(json!({ "payout_hold_reason": held }));
     let event = Event { subject: Subject::User(user), action: "account.balance_released", before, after: None };
     events::record_in(connection, at, cause, event).await?;
+    // Orders that waited for it are paid.
+    repository::wake_account_in(connection, user, at).await?;
     Ok(())
 }

@@ -428,6 +428,17 @@ pub struct Mismatch {
     pub recomputed_cents: i64,
 }
 
+/// A box that says it owes something else than the ledger says: there must never be one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct ArrearsMismatch {
+    /// The box.
+    pub resource_id: ResourceId,
+    /// What stands on the box, in US cents.
+    pub arrears_cents: Usd,
+    /// What the ledger holds as its receivable, in US cents.
+    pub receivable_cents: Usd,
+}
+
 /// What recomputing the ledger found.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct LedgerCheck {
@@ -439,12 +450,14 @@ pub struct LedgerCheck {
     pub sum_cents: i64,
     /// Balances that do not agree; at most 100.
     pub mismatches: Vec<Mismatch>,
+    /// Boxes whose arrears are not what the ledger says they owe; at most 100.
+    pub arrears_mismatches: Vec<ArrearsMismatch>,
 }
 
 impl LedgerCheck {
-    /// Whether every balance agrees and everything adds up to zero.
+    /// Whether every balance agrees, every box owes what the ledger says, and everything adds up to zero.
     pub fn is_sound(&self) -> bool {
-        self.mismatches.is_empty() && self.sum_cents == 0
+        self.mismatches.is_empty() && self.arrears_mismatches.is_empty() && self.sum_cents == 0
     }
 }
 
@@ -483,5 +496,21 @@ pub async fn check(pool: &PgPool) -> sqlx::Result<LedgerCheck> {
     )
     .fetch_all(&mut *tx)
     .await?;
-    Ok(LedgerCheck { transfers: totals.transfers, balances: totals.balances, sum_cents: totals.sum, mismatches })
+    let arrears_mismatches = sqlx::query_as!(
+        ArrearsMismatch,
+        r#"select r.id as "resource_id!: ResourceId", r.arrears_cents as "arrears_cents!: Usd",
+               coalesce(a.balance_cents, 0) as "receivable_cents!: Usd"
+           from seedbox_resources r left join ledger_accounts a on a.resource_id = r.id and a.kind = 'receivable'
+           where r.arrears_cents <> coalesce(a.balance_cents, 0)
+           limit 100"#
+    )
+    .fetch_all(&mut *tx)
+    .await?;
+    Ok(LedgerCheck {
+        transfers: totals.transfers,
+        balances: totals.balances,
+        sum_cents: totals.sum,
+        mismatches,
+        arrears_mismatches,
+    })
 }

@@ -4,6 +4,7 @@ pub mod adjustments;
 pub mod ledger;
 pub mod plan_changes;
 pub mod refunds;
+pub mod reserves;
 pub mod rules;
 pub mod sweep;
 pub mod topups;

@@ -6,6 +6,7 @@ use sqlx::PgConnection;
 use utoipa::ToSchema;
 
 use super::{
+    adjustments,
     ledger::{self, Reserve},
     rules,
 };
@@ -126,6 +127,11 @@ pub async fn request_in(
         }
         plans::set_next_in(connection, &resource, None, at, cause).await?;
     } else if change.immediate {
+        if adjustments::held_reason(&mut *connection, owner).await?.flatten().is_some() {
+            return Err(Problem::conflict(
+                "your balance is held by an operator and nothing can be bought from it; write to us. Nothing was changed",
+            ));
+        }
         let balances = ledger::balances(&mut *connection, owner).await?;
         let price = change.pay_now_cents;
         let parts = rules::split(price, balances.promotional_cents, balances.paid_cents).ok_or_else(|| {

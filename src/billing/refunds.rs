@@ -13,7 +13,7 @@ use crate::{
     clock::Time,
     ids::UserId,
     money::Usd,
-    seedbox::{Resource, repository},
+    seedbox::{Resource, lifecycle::TransitionError, repository},
 };
 
 /// Books what the end of a box returns to its owner's balance, in the transaction that ends it: a prorated refund of the
@@ -41,6 +41,75 @@ pub async fn on_end_in(
         tracing::info!(resource = %resource.id, %refund, actor = %cause.actor, "refunded at the end of a box");
     }
     Ok(refund)
+}
+
+/// Writes off what a box owes for its days of grace.
+///
+/// # Errors
+/// [`TransitionError::Stale`] if somebody else wrote first.
+pub async fn write_off_arrears_in(
+    connection: &mut PgConnection,
+    resource: &mut Resource,
+    why: &str,
+    at: Time,
+) -> Result<(), TransitionError> {
+    if resource.arrears_cents.is_positive() {
+        let owed = arrears(resource, Account::WrittenOff, resource.arrears_cents, TransferKind::ArrearsWrittenOff, why);
+        ledger::book_in(connection, &[Transfer { idempotency_key: lapse_key("written_off", resource), ..owed }], at)
+            .await?;
+        repository::set_arrears_in(connection, resource, Usd::ZERO).await?;
+    }
+    Ok(())
+}
+
+/// Closes what a box owes for its days of grace when its months start anew by an operator's decision: out of the balance
+/// where that covers it whole, written off otherwise.
+///
+/// # Errors
+/// [`TransitionError::Stale`] if somebody else wrote first.
+pub async fn close_arrears_in(
+    connection: &mut PgConnection,
+    resource: &mut Resource,
+    at: Time,
+) -> Result<(), TransitionError> {
+    let user = resource.user_id;
+    let balances = ledger::balances(&mut *connection, user).await?;
+    let parts = rules::split(resource.arrears_cents, balances.promotional_cents, balances.paid_cents);
+    let Some((from_promotional, from_paid)) = parts.filter(|_| resource.arrears_cents.is_positive()) else {
+        return write_off_arrears_in(connection, resource, "its months start anew", at).await;
+    };
+    let key = lapse_key("arrears_paid", resource);
+    let transfers: Vec<Transfer> =
+        [(Account::Promotional(user), from_promotional, "promotional"), (Account::Paid(user), from_paid, "paid")]
+            .into_iter()
+            .filter(|(_, amount, _)| amount.is_positive())
+            .map(|(debit, amount, part)| Transfer {
+                idempotency_key: format!("{key}:{part}"),
+                ..arrears(resource, debit, amount, TransferKind::ArrearsPaid, "days of grace")
+            })
+            .collect();
+    ledger::book_in(connection, &transfers, at).await?;
+    repository::set_arrears_in(connection, resource, Usd::ZERO).await
+}
+
+fn lapse_key(what: &str, resource: &Resource) -> String {
+    format!("{what}:{}:{}", resource.id, resource.lapse_number)
+}
+
+/// What a box owes, or a part of it, paid from `debit`.
+fn arrears(resource: &Resource, debit: Account, amount: Usd, kind: TransferKind, why: &str) -> Transfer {
+    Transfer {
+        debit,
+        credit: Account::Receivable(resource.id),
+        amount,
+        kind,
+        idempotency_key: String::new(),
+        cause: why.to_owned(),
+        user_id: resource.user_id,
+        resource_id: Some(resource.id),
+        order_id: None,
+        period: None,
+    }
 }
 
 /// Gives back a part of a charge by an operator's decision: the `n`th of the box, from 0, or its last. The refunds of a

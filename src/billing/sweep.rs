@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::Serialize;
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgConnection;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -12,16 +12,17 @@ use super::{
     ledger::{self, Account as LedgerAccount, Reserve, Transfer, TransferKind},
     plan_changes,
     rules::{self, Account, Action, BoxState, BoxStatus, Interlocks, NoticeState, PaymentInFlight, Policy},
+    topups,
 };
 use crate::{
     alerts,
     app::App,
-    audit::events::Cause,
+    audit::{chain, events::Cause},
     clock::Time,
     ids::{AttemptId, ResourceId, UserId},
     mailer::{self, templates},
     money::Usd,
-    seedbox::{Operation, Resource, Status, SuspendReason, operations, repository},
+    seedbox::{Operation, Resource, Status, SuspendReason, lifecycle::TransitionError, operations, repository},
     workers::StepError,
 };
 
@@ -32,34 +33,43 @@ pub const CLOCK_JUMPED: &str = "clock_jumped";
 pub const BATCH: usize = 500;
 
 /// A notice of this lapse: said once, and asked for by the same key whether it was handed over.
-fn final_warning_key(id: ResourceId, charged_total: i32) -> String {
-    format!("final_warning:{id}:{charged_total}")
+fn final_warning_key(id: ResourceId, lapse: i32) -> String {
+    format!("final_warning:{id}:{lapse}")
 }
 
-fn wipe_notice_key(id: ResourceId, charged_total: i32, index: usize) -> String {
-    format!("wipe_notice:{id}:{charged_total}:{index}")
+fn wipe_notice_key(id: ResourceId, lapse: i32, index: usize) -> String {
+    format!("wipe_notice:{id}:{lapse}:{index}")
 }
 
 /// An account as it was loaded: the rules' view of it, and the rows it came from.
 struct Loaded {
     user: UserId,
+    /// How often the balance lasted again.
+    runway_dip: i32,
     account: Account,
     resources: HashMap<ResourceId, Resource>,
 }
 
 /// Loads accounts in a handful of statements, whatever their number.
-async fn load_in(connection: &mut PgConnection, users: &[UserId]) -> sqlx::Result<Vec<Loaded>> {
+async fn load_in(
+    connection: &mut PgConnection,
+    users: &[UserId],
+    now: Time,
+    policy: &Policy,
+) -> sqlx::Result<Vec<Loaded>> {
     let ids: Vec<Uuid> = users.iter().map(|user| user.0).collect();
     let accounts = sqlx::query!(
-        r#"select a.user_id, a.runway_notice_days,
+        r#"select a.user_id, a.runway_notice_days, a.runway_dip,
                (select balance_cents from ledger_accounts l where l.user_id = a.user_id and l.kind = 'paid' and l.resource_id is null) as "paid!: Usd",
                (select balance_cents from ledger_accounts l where l.user_id = a.user_id and l.kind = 'promotional' and l.resource_id is null) as "promotional!: Usd",
                (select sum(t.amount_cents)::bigint from topup_intents t where t.user_id = a.user_id and t.status = 'detected'
-                   and t.received_crypto >= t.expected_crypto) as "in_flight: Usd",
-               (select min(t.detected_at) from topup_intents t where t.user_id = a.user_id and t.status = 'detected'
-                   and t.received_crypto >= t.expected_crypto) as "in_flight_since: Time"
+                   and t.received_crypto >= t.expected_crypto and t.detected_at > $2) as "in_flight: Usd",
+               (select max(t.detected_at) from topup_intents t where t.user_id = a.user_id and t.status = 'detected'
+                   and t.received_crypto >= t.expected_crypto and t.detected_at > $2) as "in_flight_since: Time"
            from seedbox_billing_accounts a where a.user_id = any($1)"#,
-        &ids
+        &ids,
+        // One that hangs for longer than it may hold anything back does not stand for one that was seen just now.
+        Time(now.0 - policy.payment_in_flight_hold),
     )
     .fetch_all(&mut *connection)
     .await?;
@@ -81,8 +91,8 @@ async fn load_in(connection: &mut PgConnection, users: &[UserId]) -> sqlx::Resul
         .iter()
         .filter(|resource| resource.past_due_since.is_some() || resource.status == Status::Suspended)
         .flat_map(|resource| {
-            let (id, total) = (resource.id, resource.charged_total);
-            (0..3).map(move |index| wipe_notice_key(id, total, index)).chain([final_warning_key(id, total)])
+            let (id, lapse) = (resource.id, resource.lapse_number);
+            (0..3).map(move |index| wipe_notice_key(id, lapse, index)).chain([final_warning_key(id, lapse)])
         })
         .collect();
     let said: HashMap<String, Option<Time>> =
@@ -114,12 +124,12 @@ async fn load_in(connection: &mut PgConnection, users: &[UserId]) -> sqlx::Resul
                     .map(|(amount, since)| PaymentInFlight { amount, detected_at: since.0 }),
                 runway_said: row.runway_notice_days.map(i64::from),
             };
-            (row.user_id, Loaded { user: row.user_id, account, resources: HashMap::new() })
+            (row.user_id, Loaded { user: row.user_id, runway_dip: row.runway_dip, account, resources: HashMap::new() })
         })
         .collect();
     for resource in resources {
         let Some(of) = loaded.get_mut(&resource.user_id) else { continue };
-        let (id, total) = (resource.id, resource.charged_total);
+        let (id, lapse) = (resource.id, resource.lapse_number);
         let status = match (resource.status, resource.suspend_reason, resource.suspended_at) {
             (Status::Active, ..) => BoxStatus::Active,
             (Status::Suspended, Some(SuspendReason::Billing), Some(since)) => {
@@ -141,9 +151,9 @@ async fn load_in(connection: &mut PgConnection, users: &[UserId]) -> sqlx::Resul
             priority: resource.priority,
             activated_at: resource.activated_at.unwrap_or(resource.created_at).0,
             past_due_since: resource.past_due_since.map(|since| since.0),
-            final_warning: state(final_warning_key(id, total)),
+            final_warning: state(final_warning_key(id, lapse)),
             arrears: resource.arrears_cents,
-            wipe_notices: [0, 1, 2].map(|index| state(wipe_notice_key(id, total, index))),
+            wipe_notices: [0, 1, 2].map(|index| state(wipe_notice_key(id, lapse, index))),
             hold_until: resource.hold_until.map(|until| until.0),
             ends_at_period_end: resource.ends_at_period_end,
         });
@@ -153,30 +163,24 @@ async fn load_in(connection: &mut PgConnection, users: &[UserId]) -> sqlx::Resul
 }
 
 /// What stops suspensions and wipes now.
-async fn interlocks(pool: &PgPool, now: Time) -> sqlx::Result<Interlocks> {
+async fn interlocks_in(connection: &mut PgConnection, now: Time) -> sqlx::Result<Interlocks> {
     let clock = sqlx::query_scalar!(
-        r#"select coalesce((select at > $1::timestamptz + interval '1 minute' from audit_checkpoints order by id desc limit 1), false) as "back!""#,
-        now
+        r#"select coalesce((select max(at) > $1::timestamptz + interval '1 minute' from audit_checkpoints), false)
+               or exists (select from operator_alerts where kind = $2 and resolved_at is null) as "back!""#,
+        now,
+        chain::CLOCK_WENT_BACK,
     )
-    .fetch_one(pool)
-    .await?;
-    // One payment that always fails is asked about less and less often, and so does not stop dunning for everybody.
-    let gateway = sqlx::query_scalar!(
-        r#"select exists (select from topup_intents where last_error_at > $1::timestamptz - interval '30 minutes'
-               and last_error is not null and status in ('created', 'pending', 'detected')) as "failing!""#,
-        now
-    )
-    .fetch_one(pool)
+    .fetch_one(&mut *connection)
     .await?;
     let jumped = sqlx::query_scalar!(
         r#"select exists (select from operator_alerts where kind = $1 and resolved_at is null) as "jumped!""#,
         CLOCK_JUMPED
     )
-    .fetch_one(pool)
+    .fetch_one(&mut *connection)
     .await?;
     Ok(Interlocks {
-        gateway_failing: gateway,
-        mailer_failing: mailer::is_failing(pool, now).await?,
+        gateway_failing: topups::gateway_is_failing(&mut *connection, now).await?,
+        mailer_failing: mailer::is_failing(&mut *connection, now).await?,
         clock_jumped: jumped,
         clock_went_back: clock,
     })
@@ -192,10 +196,14 @@ struct Blast {
 
 impl Blast {
     async fn load(connection: &mut PgConnection, now: Time) -> sqlx::Result<Self> {
+        // Whoever is about to cut something off counts alone, or two at once would each see what is left for one.
+        sqlx::query!(r#"select 1 as "one!" from pg_advisory_xact_lock(hashtext('seedplane blast limit'))"#)
+            .fetch_one(&mut *connection)
+            .await?;
         let row = sqlx::query!(
             r#"select
                    (select count(*) from provision_attempts where actor = 'system' and operation in ('suspend', 'terminate')
-                       and requested_at > $1::timestamptz - interval '1 hour' and requested_at <= $1) as "already!",
+                       and reason = 'billing' and requested_at > $1::timestamptz - interval '1 hour' and requested_at <= $1) as "already!",
                    (select count(*) from seedbox_resources where status in ('active', 'suspended')) as "fleet!",
                    exists (select from operator_alerts where kind = 'blast_limit' and resolved_at > $1::timestamptz - interval '1 hour') as "approved!",
                    exists (select from operator_alerts where kind = 'blast_limit' and resolved_at is null) as "stopped!""#,
@@ -218,7 +226,11 @@ impl Blast {
     }
 }
 
-/// Applies the rules to every account that is due, batch by batch.
+/// After so many failures in a row to settle an account an operator is told.
+const FAILURES_TOLD: i32 = 3;
+
+/// Applies the rules to every account that is due, batch by batch. Where a batch cannot be written, each of its accounts is
+/// settled alone, so that one that cannot be is put off and stops nobody else.
 ///
 /// # Errors
 /// Those of the database; batches before it are done.
@@ -226,8 +238,8 @@ pub async fn sweep_due(app: &App) -> Result<usize, StepError> {
     let mut swept = 0;
     loop {
         let now = app.now();
-        let interlocks = interlocks(&app.pool, now).await?;
         let mut tx = app.pool.begin().await?;
+        let interlocks = interlocks_in(&mut tx, now).await?;
         // A literal limit: a parameter's would be planned for a tenth of the table.
         let users = sqlx::query_scalar!(
             "select user_id from seedbox_billing_accounts where next_sweep_at <= $1
@@ -239,13 +251,71 @@ pub async fn sweep_due(app: &App) -> Result<usize, StepError> {
         if users.is_empty() {
             return Ok(swept);
         }
-        settle_in(&mut tx, app, &users, now, &interlocks).await?;
-        tx.commit().await?;
+        match settle_in(&mut tx, app, &users, now, &interlocks).await {
+            Ok(()) => tx.commit().await?,
+            Err(error) => {
+                tx.rollback().await?;
+                tracing::warn!(accounts = users.len(), %error, "a batch could not be settled; each account is settled alone");
+                for user in &users {
+                    settle_alone(app, *user).await?;
+                }
+            }
+        }
         swept += users.len();
         if users.len() < BATCH {
             return Ok(swept);
         }
     }
+}
+
+/// Settles one account of a batch that could not be written. One that cannot be settled by itself either is put off, longer
+/// each time, and an operator is told.
+async fn settle_alone(app: &App, user: UserId) -> Result<(), StepError> {
+    let mut result = settle_due(app, user).await;
+    // Somebody else wrote in between, as may happen to anybody: with fresh eyes it may go.
+    if matches!(result, Err(StepError::Transition(TransitionError::Stale))) {
+        result = settle_due(app, user).await;
+    }
+    let Err(error) = result else { return Ok(()) };
+    let now = app.now();
+    let failures = sqlx::query_scalar!(
+        "update seedbox_billing_accounts set
+             sweep_failures = sweep_failures + 1,
+             next_sweep_at = $2::timestamptz + interval '10 seconds' * power(2, least(sweep_failures, 9))
+         where user_id = $1 returning sweep_failures",
+        user.0,
+        now
+    )
+    .fetch_one(&app.pool)
+    .await?;
+    tracing::error!(%user, failures, %error, "an account could not be settled and is put off");
+    if failures >= FAILURES_TOLD {
+        let detail = format!(
+            "the rules could not be carried out for this account {failures} times in a row: {error}. Nothing of it was \
+             written, and nobody else waits for it; it is tried again, seldom. Look at its boxes and its ledger"
+        );
+        alerts::raise(&app.pool, "account_not_settled", &user.to_string(), &detail, now).await?;
+    }
+    Ok(())
+}
+
+/// Settles an account if it is still due and nobody else is at it.
+async fn settle_due(app: &App, user: UserId) -> Result<(), StepError> {
+    let now = app.now();
+    let mut tx = app.pool.begin().await?;
+    let due = sqlx::query_scalar!(
+        "select user_id from seedbox_billing_accounts where user_id = $1 and next_sweep_at <= $2 for update skip locked",
+        user.0,
+        now
+    )
+    .fetch_optional(&mut *tx)
+    .await?;
+    if due.is_some() {
+        let interlocks = interlocks_in(&mut tx, now).await?;
+        settle_in(&mut tx, app, &[user], now, &interlocks).await?;
+    }
+    tx.commit().await?;
+    Ok(())
 }
 
 /// Applies the rules to one account now.
@@ -254,12 +324,46 @@ pub async fn sweep_due(app: &App) -> Result<usize, StepError> {
 /// Those of the database.
 pub async fn settle(app: &App, user: UserId) -> Result<(), StepError> {
     let now = app.now();
-    let interlocks = interlocks(&app.pool, now).await?;
     let mut tx = app.pool.begin().await?;
+    let interlocks = interlocks_in(&mut tx, now).await?;
     repository::lock_account_in(&mut tx, user).await?;
     settle_in(&mut tx, app, &[user], now, &interlocks).await?;
     tx.commit().await?;
     Ok(())
+}
+
+/// Whether the rules, asked again with what is known now, still want an operation on a box that was asked for on their
+/// behalf: the balance, payments on their way, holds and every interlock may have changed since. The caller holds the
+/// account's row.
+///
+/// # Errors
+/// Those of the database.
+pub async fn still_wanted_in(
+    connection: &mut PgConnection,
+    app: &App,
+    resource: &Resource,
+    operation: Operation,
+) -> sqlx::Result<bool> {
+    let now = app.now();
+    let interlocks = interlocks_in(connection, now).await?;
+    let Some(mut of) = load_in(connection, &[resource.user_id], now, &app.policy).await?.pop() else {
+        return Ok(false);
+    };
+    for one in &mut of.account.boxes {
+        if one.id == resource.id {
+            match operation {
+                Operation::Suspend => one.suspend_asked = false,
+                Operation::Terminate => one.end_asked = false,
+                _ => return Ok(true),
+            }
+        }
+    }
+    let decision = rules::decide(&of.account, now.0, &app.policy, &interlocks);
+    Ok(decision.actions.iter().any(|action| match action {
+        Action::Suspend { id } => operation == Operation::Suspend && *id == resource.id,
+        Action::End { id, unpaid: true } => operation == Operation::Terminate && *id == resource.id,
+        _ => false,
+    }))
 }
 
 async fn settle_in(
@@ -270,34 +374,50 @@ async fn settle_in(
     interlocks: &Interlocks,
 ) -> Result<(), StepError> {
     let policy = app.policy.as_ref();
-    let loaded = load_in(connection, users).await?;
-    let mut blast = None;
+    let mut loaded = load_in(connection, users, now, policy).await?;
+    let decisions: Vec<_> = loaded.iter().map(|of| rules::decide(&of.account, now.0, policy, interlocks)).collect();
+
+    // Charges first, set by set; what else is decided is written on the boxes as the charges leave them.
     let mut charges = Charges::default();
     let mut plans_due = BTreeSet::new();
-    let (mut swept, mut next_at) = (Vec::new(), Vec::new());
-    for of in &loaded {
-        let decision = rules::decide(&of.account, now.0, policy, interlocks);
-        let mut again = decision.next_at;
+    for (of, decision) in loaded.iter().zip(&decisions) {
         // A period charged in this run is the n-th of the box's charges even when several are.
         let mut charged: HashMap<ResourceId, i32> = HashMap::new();
         for action in &decision.actions {
+            let Action::Charge { id, period, price, from_promotional, from_paid, n } = action else { continue };
+            let nth = charged.entry(*id).or_default();
+            charges.add(
+                of,
+                *id,
+                *nth,
+                *n,
+                (Time(period.start), Time(period.end)),
+                *price,
+                (*from_promotional, *from_paid),
+            );
+            *nth += 1;
+            if of.resources[id].next_plan_id.is_some() {
+                plans_due.insert(*id);
+            }
+        }
+    }
+    charges.write_in(connection, now).await?;
+    for id in plans_due {
+        plan_changes::take_next_in(connection, id, now).await?;
+    }
+    let rest =
+        |decision: &rules::Decision| decision.actions.iter().any(|action| !matches!(action, Action::Charge { .. }));
+    if decisions.iter().any(rest) {
+        reload_in(connection, &mut loaded, &charges.ids).await?;
+    }
+
+    let mut blast = None;
+    let (mut swept, mut next_at) = (Vec::new(), Vec::new());
+    for (of, decision) in loaded.iter_mut().zip(&decisions) {
+        let mut again = decision.next_at;
+        for action in &decision.actions {
             match action {
-                Action::Charge { id, period, price, from_promotional, from_paid, n } => {
-                    let nth = charged.entry(*id).or_default();
-                    charges.add(
-                        of,
-                        *id,
-                        *nth,
-                        *n,
-                        (Time(period.start), Time(period.end)),
-                        *price,
-                        (*from_promotional, *from_paid),
-                    );
-                    *nth += 1;
-                    if of.resources[id].next_plan_id.is_some() {
-                        plans_due.insert(*id);
-                    }
-                }
+                Action::Charge { .. } => {}
                 Action::Suspend { .. } | Action::End { unpaid: true, .. } => {
                     if blast.is_none() {
                         blast = Some(Blast::load(connection, now).await?);
@@ -322,18 +442,28 @@ async fn settle_in(
         // An account where nothing will come by itself is looked at once a month all the same.
         next_at.push(Time(again.unwrap_or(now.0 + rules::DAY * 30)));
     }
-    charges.write_in(connection, now).await?;
-    for id in plans_due {
-        plan_changes::take_next_in(connection, id, now).await?;
-    }
     sqlx::query!(
-        "update seedbox_billing_accounts a set next_sweep_at = t.at
+        "update seedbox_billing_accounts a set next_sweep_at = t.at, sweep_failures = 0
          from unnest($1::uuid[], $2::timestamptz[]) as t (user_id, at) where a.user_id = t.user_id",
         &swept,
         &next_at as _,
     )
     .execute(connection)
     .await?;
+    Ok(())
+}
+
+/// Reads the boxes that were charged again: their versions and their lapses are others now.
+async fn reload_in(connection: &mut PgConnection, loaded: &mut [Loaded], ids: &[Uuid]) -> sqlx::Result<()> {
+    let fresh = sqlx::query_as!(Resource, "select * from seedbox_resources where id = any($1)", ids)
+        .fetch_all(connection)
+        .await?;
+    let mut fresh: HashMap<ResourceId, Resource> = fresh.into_iter().map(|resource| (resource.id, resource)).collect();
+    for resource in loaded.iter_mut().flat_map(|of| of.resources.values_mut()) {
+        if let Some(charged) = fresh.remove(&resource.id) {
+            *resource = charged;
+        }
+    }
     Ok(())
 }
 
@@ -410,7 +540,8 @@ impl Charges {
                        periods_charged = t.periods, charged_total = t.total, price_cents = t.price, paid_until = t.paid_until,
                        next_price_cents = case when r.next_price_cents = t.price then null else r.next_price_cents end,
                        next_price_notified_at = case when r.next_price_cents = t.price then null else r.next_price_notified_at end,
-                       past_due_since = null, version = r.version + 1
+                       lapse_number = r.lapse_number + (r.past_due_since is not null)::int, past_due_since = null,
+                       version = r.version + 1
                    from unnest($1::uuid[], $2::bigint[], $3::int[], $4::int[], $5::bigint[], $6::timestamptz[])
                        as t (id, version, periods, total, price, paid_until)
                    where r.id = t.id and r.version = t.version
@@ -430,7 +561,7 @@ impl Charges {
         .fetch_one(&mut *connection)
         .await?;
         if usize::try_from(written).ok() != Some(self.ids.len()) {
-            return Err(crate::seedbox::lifecycle::TransitionError::Stale.into());
+            return Err(TransitionError::Stale.into());
         }
         let booked = ledger::book_in(connection, &self.transfers, now).await?;
         if booked.len() != self.transfers.len() {
@@ -440,7 +571,7 @@ impl Charges {
                 wanted = self.transfers.len(),
                 "a period would have been charged twice"
             );
-            return Err(crate::seedbox::lifecycle::TransitionError::Stale.into());
+            return Err(TransitionError::Stale.into());
         }
         metrics::counter!("seedplane_charges_total").increment(self.ids.len() as u64);
         Ok(())
@@ -448,20 +579,20 @@ impl Charges {
 }
 
 /// Carries out one of the rare actions.
-async fn act_in(connection: &mut PgConnection, of: &Loaded, action: &Action, now: Time) -> Result<(), StepError> {
+async fn act_in(connection: &mut PgConnection, of: &mut Loaded, action: &Action, now: Time) -> Result<(), StepError> {
     let cause = Cause::system();
     match action {
         Action::Charge { .. } => unreachable!("charges are collected"),
         Action::PastDue { id, since, short_by, suspends_at } => {
-            let resource = &of.resources[id];
+            let resource = of.resources.get_mut(id).expect("a box that was decided on is loaded");
             repository::set_past_due_in(connection, resource, Time(*since), now, &cause).await?;
-            let key = format!("past_due:{id}:{}", resource.charged_total);
+            let key = format!("past_due:{id}:{}", resource.lapse_number);
             mailer::notify_in(connection, templates::past_due(resource, key, *short_by, Time(*suspends_at)), now)
                 .await?;
         }
         Action::FinalWarning { id, short_by, suspends_at } => {
             let resource = &of.resources[id];
-            let key = final_warning_key(*id, resource.charged_total);
+            let key = final_warning_key(*id, resource.lapse_number);
             mailer::notify_in(connection, templates::final_warning(resource, key, *short_by, Time(*suspends_at)), now)
                 .await?;
         }
@@ -471,7 +602,7 @@ async fn act_in(connection: &mut PgConnection, of: &Loaded, action: &Action, now
         }
         Action::Resume { id, arrears, price, from_promotional, from_paid } => {
             let attempt = AttemptId::new();
-            let resource = &of.resources[id];
+            let resource = of.resources.get_mut(id).expect("a box that was decided on is loaded");
             let reason = SuspendReason::Billing.as_str();
             if !operations::request_in(connection, attempt, *id, Operation::Resume, reason, now, &cause).await? {
                 return Ok(());
@@ -484,7 +615,7 @@ async fn act_in(connection: &mut PgConnection, of: &Loaded, action: &Action, now
         }
         Action::WipeNotice { id, index, days, not_before, pay } => {
             let resource = &of.resources[id];
-            let key = wipe_notice_key(*id, resource.charged_total, *index);
+            let key = wipe_notice_key(*id, resource.lapse_number, *index);
             mailer::notify_in(connection, templates::wipe_notice(resource, key, *days, Time(*not_before), *pay), now)
                 .await?;
         }
@@ -495,14 +626,15 @@ async fn act_in(connection: &mut PgConnection, of: &Loaded, action: &Action, now
         }
         Action::Runway { days, stops_at, short_by } => {
             set_runway_in(connection, of.user, Some(*days)).await?;
-            let key = format!("runway:{}:{days}:{stops_at}", of.user);
+            let key = format!("runway:{}:{}:{days}", of.user, of.runway_dip);
             mailer::notify_in(connection, templates::runway(of.user, key, *days, Time(*stops_at), *short_by), now)
                 .await?;
         }
         Action::RunwayRestored => set_runway_in(connection, of.user, None).await?,
         Action::ClockAlarm => {
-            let detail = "the clock is behind the last audit checkpoint: nothing is charged until it has caught up";
-            alerts::raise(&mut *connection, "clock_went_back", "clock", detail, now).await?;
+            let detail = "the clock is behind the newest audit checkpoint: nothing is charged, suspended or wiped until it is \
+                          right and this alert is resolved";
+            alerts::raise(&mut *connection, chain::CLOCK_WENT_BACK, "clock", detail, now).await?;
         }
     }
     Ok(())
@@ -510,7 +642,8 @@ async fn act_in(connection: &mut PgConnection, of: &Loaded, action: &Action, now
 
 async fn set_runway_in(connection: &mut PgConnection, user: UserId, days: Option<i64>) -> sqlx::Result<()> {
     sqlx::query!(
-        "update seedbox_billing_accounts set runway_notice_days = $2 where user_id = $1",
+        "update seedbox_billing_accounts
+         set runway_notice_days = $2, runway_dip = runway_dip + ($2::int is null)::int where user_id = $1",
         user.0,
         days.and_then(|days| i32::try_from(days).ok()),
     )
@@ -572,7 +705,7 @@ pub struct Preview {
 /// Those of the database.
 pub async fn preview(app: &App, user: UserId, now: Time, until: Time) -> sqlx::Result<Preview> {
     let mut connection = app.pool.acquire().await?;
-    let Some(of) = load_in(&mut connection, &[user]).await?.pop() else {
+    let Some(of) = load_in(&mut connection, &[user], now, &app.policy).await?.pop() else {
         return Ok(Preview {
             now,
             until,

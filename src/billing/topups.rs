@@ -1,9 +1,11 @@
 //! Top-ups: a customer's intention to pay a sum, and how it is shown to them.
 
+use axum::http::StatusCode;
 use jiff::SignedDuration;
 use rust_decimal::Decimal;
 use serde::Serialize;
 use serde_json::json;
+use sqlx::PgExecutor;
 use utoipa::ToSchema;
 
 use crate::{
@@ -20,6 +22,9 @@ use crate::{
 
 /// How many top-ups of one customer can be open at once.
 const MAX_OPEN: i64 = 20;
+
+/// How many top-ups one customer can ask for in an hour: each of them is a call at the gateway.
+const MAX_IN_AN_HOUR: i64 = 20;
 
 /// A look at a top-up asks the gateway again, but not more often than this.
 const LOOK_EVERY: SignedDuration = SignedDuration::from_secs(3);
@@ -116,6 +121,8 @@ pub struct Topup {
     pub polls_done: i32,
     pub next_poll_at: Option<Time>,
     pub last_error: Option<String>,
+    pub failures: i32,
+    pub ask_not_before: Option<Time>,
     pub created_at: Time,
 }
 
@@ -156,7 +163,7 @@ macro_rules! select_topups {
             r#"select id, user_id, order_id, amount_cents, coin, status as "status: TopupStatus", version, gateway_attempt, payment_id,
                    address, expected_crypto, amount_to_pay, quoted_total_cents, received_crypto, pay_page_url, quoted_at,
                    expires_at, credited_at, credited_cents, held_cents, unresolved_reason, polls_done, next_poll_at,
-                   last_error, created_at
+                   last_error, failures, ask_not_before, created_at
                from topup_intents where "# + $condition,
             $($argument),*
         )
@@ -228,6 +235,23 @@ pub async fn request(app: &App, new: NewTopup, cause: &Cause) -> Result<(), Prob
         return Err(Problem::not_found("order"));
     }
     let mut tx = app.pool.begin().await?;
+    let in_an_hour = sqlx::query_scalar!(
+        r#"select count(*) as "count!" from topup_intents where user_id = $1 and created_at > $2 and id <> $3"#,
+        new.user_id.0,
+        Time(now.0 - SignedDuration::from_hours(1)),
+        new.id.0,
+    )
+    .fetch_one(&mut *tx)
+    .await?;
+    if in_an_hour >= MAX_IN_AN_HOUR {
+        return Err(Problem::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too-many-topups",
+            format!(
+                "{MAX_IN_AN_HOUR} top-ups were asked for within an hour; nothing was opened. Pay one of them, or wait"
+            ),
+        ));
+    }
     let inserted = sqlx::query!(
         "insert into topup_intents (id, user_id, order_id, amount_cents, coin, created_at)
          select $1, $2, $3, $4, $5, $6
@@ -285,4 +309,24 @@ pub async fn look_soon(app: &App, topup: &TopupView) -> sqlx::Result<()> {
         jobs::enqueue_in(&mut tx, Job::CheckPayment(topup.id)).await?;
     }
     tx.commit().await
+}
+
+/// Whether the gateway is failing: in the last half hour it answered about no payment, and failed for three of them, or for
+/// every one that is open where those are fewer. One payment that always fails is not a gateway that fails.
+///
+/// # Errors
+/// Those of the database.
+pub async fn gateway_is_failing(executor: impl PgExecutor<'_>, at: Time) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(
+        r#"select not exists (select from topup_intents where last_answered_at > $1::timestamptz - interval '30 minutes')
+               and (select count(*) from (
+                       select 1 from topup_intents
+                       where last_error is not null and last_error_at > $1::timestamptz - interval '30 minutes' limit 3) failed)
+                   >= greatest(1, (select count(*) from (
+                       (select 1 from topup_intents where next_poll_at is not null limit 3)
+                       union all (select 1 from topup_intents where status = 'created' limit 3) limit 3) open)) as "failing!""#,
+        at
+    )
+    .fetch_one(executor)
+    .await
 }

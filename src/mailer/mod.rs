@@ -1,20 +1,20 @@
 //! What is said to people: notices, written once each in the transaction that makes them true, and handed to a mailer by
 //! a worker. When a mail was handed over is a fact that the rules depend on, so it is written down.
 
-use std::{fmt, path::PathBuf};
+use std::{fmt, path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
 use jiff::SignedDuration;
 use lettre::{AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor, message::Mailbox};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
-use sqlx::{PgConnection, PgPool};
+use sqlx::{PgConnection, PgExecutor, PgPool};
 use tokio::io::AsyncWriteExt;
 use uuid::Uuid;
 
 use crate::{
     accounts, alerts,
-    clock::Time,
+    clock::{Clock, Time},
     ids::{ResourceId, UserId},
     jobs::{self, Job},
     seedbox::plans,
@@ -28,6 +28,15 @@ pub const CREDENTIALS_LINK: &str = "{{credentials link}}";
 
 /// After so many refusals of one mail an operator is told; it goes on being tried, seldom.
 const UNDELIVERABLE_AFTER: i32 = 8;
+
+/// How many mails one call hands over at most.
+const MAILS_A_CALL: usize = 100;
+
+/// A mailer that takes longer than this for one mail has not taken it.
+const SENDING_TAKES_AT_MOST: Duration = Duration::from_secs(60);
+
+/// For how long a mail is one worker's: longer than handing it over may take.
+const CLAIM: SignedDuration = SignedDuration::from_mins(2);
 
 /// How long a one-time link opens.
 const LINK_LIFETIME: SignedDuration = SignedDuration::from_hours(24 * 3);
@@ -184,74 +193,99 @@ impl Mailer for InboxMailer {
 ///
 /// # Errors
 /// Those of the database; a mail that the mailer refuses is tried again later, with longer and longer pauses.
-pub async fn send_waiting(pool: &PgPool, mailer: &dyn Mailer, public_url: &str, at: Time) -> sqlx::Result<bool> {
-    // Claimed by moving the next try forward, so that no lock is held while the mailer is at work and two workers do not
-    // hand over the same mail. A crash in between repeats the mail under the same message id.
-    let waiting = sqlx::query!(
-        r#"update mail_outbox m set tries = m.tries + 1, next_try_at = $1::timestamptz + interval '1 minute' * power(2, least(m.tries, 8))
+pub async fn send_waiting(pool: &PgPool, mailer: &dyn Mailer, public_url: &str, clock: &Clock) -> sqlx::Result<bool> {
+    for _ in 0..MAILS_A_CALL {
+        if !send_next(pool, mailer, public_url, clock).await? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Hands over the mail that has waited longest. False if none waits.
+async fn send_next(pool: &PgPool, mailer: &dyn Mailer, public_url: &str, clock: &Clock) -> sqlx::Result<bool> {
+    let at = Time(clock.now());
+    // Claimed by moving the next try forward, so that no lock is held while the mailer is at work: one by one, and for longer
+    // than handing it over may take, so that two workers do not hand over the same mail. A crash in between repeats the mail
+    // under the same message id.
+    let mail = sqlx::query!(
+        r#"update mail_outbox m set tries = m.tries + 1, next_try_at = $2
            from users u
-           where m.user_id = u.id and m.id in (
+           where m.user_id = u.id and m.id = (
                select id from mail_outbox where handed_at is null and next_try_at <= $1
-               order by next_try_at limit 100 for update skip locked)
+               order by next_try_at limit 1 for update skip locked)
            returning m.id, m.subject, m.body, m.user_id, m.notice_id, m.tries, u.email,
                (select resource_id from notices n where n.id = m.notice_id) as resource_id"#,
-        at
+        at,
+        Time(at.0 + CLAIM),
     )
-    .fetch_all(pool)
+    .fetch_optional(pool)
     .await?;
-    let more = waiting.len() == 100;
-    for mail in waiting {
-        let mut body = mail.body;
-        if body.contains(CREDENTIALS_LINK) {
-            let (token, hash) = accounts::new_token("spl");
+    let Some(mail) = mail else { return Ok(false) };
+    let mut body = mail.body;
+    if body.contains(CREDENTIALS_LINK) {
+        let (token, hash) = accounts::new_token("spl");
+        sqlx::query!(
+            "insert into one_time_links (token_hash, user_id, resource_id, purpose, created_at, expires_at)
+             values ($1, $2, $3, 'credentials', $4, $5)",
+            &hash,
+            mail.user_id.0,
+            mail.resource_id as _,
+            at,
+            Time(at.0 + LINK_LIFETIME),
+        )
+        .execute(pool)
+        .await?;
+        body = body.replace(CREDENTIALS_LINK, &format!("{public_url}/link/{}", token.expose_secret()));
+    }
+    let sent = tokio::time::timeout(
+        SENDING_TAKES_AT_MOST,
+        mailer.send(mail.id, &mail.email, &mail.subject, SecretString::from(body)),
+    )
+    .await
+    .unwrap_or_else(|_| Err(format!("the mailer did not answer within {} seconds", SENDING_TAKES_AT_MOST.as_secs())));
+    // When it was handed over, not when its turn came: warnings count from here.
+    let at = Time(clock.now());
+    match sent {
+        Ok(()) => {
+            // The notice first: when it was handed over is what the rules ask.
             sqlx::query!(
-                "insert into one_time_links (token_hash, user_id, resource_id, purpose, created_at, expires_at)
-                 values ($1, $2, $3, 'credentials', $4, $5)",
-                &hash,
-                mail.user_id.0,
-                mail.resource_id as _,
-                at,
-                Time(at.0 + LINK_LIFETIME),
+                "with handed as (update mail_outbox set handed_at = $2, last_error = null where id = $1 returning notice_id)
+                 update notices set handed_at = coalesce(handed_at, $2) where id in (select notice_id from handed)",
+                mail.id,
+                at
             )
             .execute(pool)
             .await?;
-            body = body.replace(CREDENTIALS_LINK, &format!("{public_url}/link/{}", token.expose_secret()));
-        }
-        match mailer.send(mail.id, &mail.email, &mail.subject, SecretString::from(body)).await {
-            Ok(()) => {
-                // The notice first: when it was handed over is what the rules ask.
+            if let Some(notice) = mail.notice_id {
+                plans::price_was_told(pool, notice, at).await?;
                 sqlx::query!(
-                    "with handed as (update mail_outbox set handed_at = $2, last_error = null where id = $1 returning notice_id)
-                     update notices set handed_at = coalesce(handed_at, $2) where id in (select notice_id from handed)",
-                    mail.id,
+                    "update seedbox_billing_accounts set next_sweep_at = least(next_sweep_at, $2) where user_id = $1",
+                    mail.user_id.0,
                     at
                 )
                 .execute(pool)
                 .await?;
-                if let Some(notice) = mail.notice_id {
-                    plans::price_was_told(pool, notice, at).await?;
-                    sqlx::query!(
-                        "update seedbox_billing_accounts set next_sweep_at = least(next_sweep_at, $2) where user_id = $1",
-                        mail.user_id.0,
-                        at
-                    )
-                    .execute(pool)
-                    .await?;
-                }
-            }
-            Err(error) => {
-                tracing::warn!(mail = %mail.id, tries = mail.tries, error, "the mailer did not take a mail");
-                if mail.tries == UNDELIVERABLE_AFTER {
-                    let detail = format!("'{}' was refused {} times: {error}", mail.subject, mail.tries);
-                    alerts::raise(pool, "mail_undeliverable", &mail.user_id.to_string(), &detail, at).await?;
-                }
-                sqlx::query!("update mail_outbox set last_error = left($2, 500) where id = $1", mail.id, error)
-                    .execute(pool)
-                    .await?;
             }
         }
+        Err(error) => {
+            tracing::warn!(mail = %mail.id, tries = mail.tries, error, "the mailer did not take a mail");
+            if mail.tries == UNDELIVERABLE_AFTER {
+                let detail = format!("'{}' was refused {} times: {error}", mail.subject, mail.tries);
+                alerts::raise(pool, "mail_undeliverable", &mail.user_id.to_string(), &detail, at).await?;
+            }
+            let pause = SignedDuration::from_mins(1 << mail.tries.clamp(1, 9).saturating_sub(1));
+            sqlx::query!(
+                "update mail_outbox set last_error = left($2, 500), next_try_at = $3 where id = $1",
+                mail.id,
+                error,
+                Time(at.0 + pause)
+            )
+            .execute(pool)
+            .await?;
+        }
     }
-    Ok(more)
+    Ok(true)
 }
 
 /// Whether the mailer is failing: a mail has waited for more than 15 minutes in spite of being tried, and none that was
@@ -259,7 +293,7 @@ pub async fn send_waiting(pool: &PgPool, mailer: &dyn Mailer, public_url: &str, 
 ///
 /// # Errors
 /// Those of the database.
-pub async fn is_failing(pool: &PgPool, at: Time) -> sqlx::Result<bool> {
+pub async fn is_failing(executor: impl PgExecutor<'_>, at: Time) -> sqlx::Result<bool> {
     sqlx::query_scalar!(
         r#"select exists (
                select from mail_outbox waiting where handed_at is null and tries > 1 and last_error is not null
@@ -267,6 +301,6 @@ pub async fn is_failing(pool: &PgPool, at: Time) -> sqlx::Result<bool> {
                and not exists (select from mail_outbox later where later.handed_at > waiting.created_at)) as "failing!""#,
         at
     )
-    .fetch_one(pool)
+    .fetch_one(executor)
     .await
 }

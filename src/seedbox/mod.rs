@@ -164,6 +164,7 @@ pub struct Resource {
     pub ends_at_period_end: bool,
     pub next_plan_id: Option<PlanId>,
     pub next_plan_price_cents: Option<Usd>,
+    pub lapse_number: i32,
     pub terminated_at: Option<Time>,
     pub wipe_certificate: Option<serde_json::Value>,
     pub created_at: Time,

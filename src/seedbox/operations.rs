@@ -3,7 +3,7 @@
 use serde_json::json;
 use sqlx::{PgConnection, PgExecutor};
 
-use super::Operation;
+use super::{Operation, lifecycle::TransitionError};
 use crate::{
     audit::events::{self, Cause, Event, Subject},
     clock::Time,
@@ -162,23 +162,25 @@ pub enum Outcome {
     Superseded,
 }
 
-/// Ends an operation, in the transaction that writes what came of it.
+/// Ends an operation, in the transaction that writes what came of it: once, so that what it set aside is earned or given
+/// back once.
 ///
 /// # Errors
-/// Those of the database.
+/// [`TransitionError::Stale`] if it is not open any more: somebody called it off or carried it out in the meantime, and
+/// nothing of what was to be written with it may stand.
 pub async fn finish_in(
     connection: &mut PgConnection,
     id: AttemptId,
     outcome: Outcome,
     error: Option<&str>,
     at: Time,
-) -> sqlx::Result<()> {
+) -> Result<(), TransitionError> {
     let status = match outcome {
         Outcome::Done => "done",
         Outcome::Failed => "failed",
         Outcome::Superseded => "superseded",
     };
-    sqlx::query!(
+    let finished = sqlx::query!(
         "update provision_attempts set status = $2, last_error = coalesce(left($3, 2000), last_error), finished_at = $4
          where id = $1 and status in ('requested', 'running')",
         id.0,
@@ -188,5 +190,5 @@ pub async fn finish_in(
     )
     .execute(connection)
     .await?;
-    Ok(())
+    if finished.rows_affected() == 0 { Err(TransitionError::Stale) } else { Ok(()) }
 }

@@ -164,8 +164,8 @@ pub async fn start_billing_in(
     let row = sqlx::query!(
         "update seedbox_resources set
              anchor_at = $3, periods_charged = 1, charged_total = charged_total + 1, paid_until = $4, past_due_since = null,
-             arrears_cents = 0, version = version + 1
-         where id = $1 and version = $2 returning version, charged_total",
+             lapse_number = lapse_number + 1, arrears_cents = 0, version = version + 1
+         where id = $1 and version = $2 returning version, charged_total, lapse_number",
         resource.id.0,
         resource.version,
         at,
@@ -176,6 +176,7 @@ pub async fn start_billing_in(
     .ok_or(TransitionError::Stale)?;
     resource.version = row.version;
     resource.charged_total = row.charged_total;
+    resource.lapse_number = row.lapse_number;
     resource.periods_charged = 1;
     resource.anchor_at = Some(at);
     resource.paid_until = Some(paid_until);
@@ -193,9 +194,10 @@ pub async fn restart_periods_in(
     resource: &mut Resource,
     at: Time,
 ) -> Result<(), TransitionError> {
-    resource.version = sqlx::query_scalar!(
-        "update seedbox_resources set anchor_at = $3, periods_charged = 0, past_due_since = null, version = version + 1
-         where id = $1 and version = $2 returning version",
+    let row = sqlx::query!(
+        "update seedbox_resources set
+             anchor_at = $3, periods_charged = 0, past_due_since = null, lapse_number = lapse_number + 1, version = version + 1
+         where id = $1 and version = $2 returning version, lapse_number",
         resource.id.0,
         resource.version,
         at,
@@ -203,6 +205,9 @@ pub async fn restart_periods_in(
     .fetch_optional(connection)
     .await?
     .ok_or(TransitionError::Stale)?;
+    resource.version = row.version;
+    resource.lapse_number = row.lapse_number;
+    resource.past_due_since = None;
     resource.anchor_at = Some(at);
     resource.periods_charged = 0;
     Ok(())
@@ -344,12 +349,12 @@ pub async fn lock_account_in(connection: &mut PgConnection, user: UserId) -> sql
 /// [`TransitionError::Stale`] if somebody else wrote first.
 pub async fn set_past_due_in(
     connection: &mut PgConnection,
-    resource: &Resource,
+    resource: &mut Resource,
     since: Time,
     at: Time,
     cause: &Cause,
 ) -> Result<(), TransitionError> {
-    sqlx::query_scalar!(
+    resource.version = sqlx::query_scalar!(
         "update seedbox_resources set past_due_since = $3, version = version + 1
          where id = $1 and version = $2 returning version",
         resource.id.0,
@@ -359,6 +364,7 @@ pub async fn set_past_due_in(
     .fetch_optional(&mut *connection)
     .await?
     .ok_or(TransitionError::Stale)?;
+    resource.past_due_since = Some(since);
     let event = Event {
         subject: Subject::Resource(resource.id),
         action: "resource.past_due",
@@ -376,14 +382,14 @@ pub async fn set_past_due_in(
 pub async fn set_resume_terms_in(
     connection: &mut PgConnection,
     attempt: AttemptId,
-    resource: &Resource,
+    resource: &mut Resource,
     arrears: Usd,
     price: Usd,
 ) -> Result<(), TransitionError> {
     sqlx::query!("update provision_attempts set arrears_cents = $2 where id = $1", attempt.0, arrears.cents())
         .execute(&mut *connection)
         .await?;
-    sqlx::query_scalar!(
+    resource.version = sqlx::query_scalar!(
         "update seedbox_resources set
              price_cents = $3, version = version + 1,
              next_price_cents = case when next_price_cents = $3 then null else next_price_cents end,

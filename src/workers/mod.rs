@@ -33,6 +33,9 @@ pub mod seedbox_provisioner;
 /// The schema graphile_worker keeps its tables in; `enqueue_job` in the migrations names it too.
 pub const SCHEMA: &str = "graphile_worker";
 
+/// How many jobs one copy runs at once.
+pub const CONCURRENCY: usize = 8;
+
 /// Every so often each periodic job is asked for; a job that still waits is not asked for twice.
 const TICK: Duration = Duration::from_secs(5);
 
@@ -160,7 +163,7 @@ tasks! {
     BillingSweep = "billing_sweep" {} |app, _task| async move { seedbox_billing::sweep(&app).await };
     PollPayments = "poll_payments" {} |app, _task| async move { payments::poll(&app).await };
     SendMail = "send_mail" {} |app, _task| async move {
-        let more = mailer::send_waiting(&app.pool, app.mailer.as_ref(), &app.public_url, app.now()).await?;
+        let more = mailer::send_waiting(&app.pool, app.mailer.as_ref(), &app.public_url, &app.clock).await?;
         if more {
             again(&app, Job::SendMail(None), Duration::ZERO).await?;
         }
@@ -214,7 +217,7 @@ pub async fn run(app: App, mut stop: watch::Receiver<bool>) -> anyhow::Result<()
     let options = WorkerOptions::default()
         .pg_pool(app.pool.clone())
         .schema(SCHEMA)
-        .concurrency(8)
+        .concurrency(CONCURRENCY)
         .poll_interval(Duration::from_millis(500))
         .worker_recovery(recovery)
         .worker_shutdown(shutdown)

@@ -25,6 +25,9 @@ use crate::{
 /// After so many idempotency keys that the gateway burned, something else is wrong.
 const MAX_GATEWAY_ATTEMPTS: i32 = 5;
 
+/// After so many failures in a row a payment is left to the plan of polls.
+const MAX_TRIES_IN_A_ROW: i32 = 5;
+
 /// Opens a payment for a top-up. The key belongs to the attempt, so that a lost answer is found again and not made twice.
 ///
 /// # Errors
@@ -33,6 +36,9 @@ pub async fn open(app: &App, id: TopupId) -> Result<Next, StepError> {
     let Some(topup) = topups::by_id(app, id).await? else { return Ok(Next::Done) };
     if topup.status != TopupStatus::Created {
         return Ok(Next::Done);
+    }
+    if let Some(wait) = left_alone(app, &topup) {
+        return Ok(Next::Again(wait));
     }
     let request = CreatePayment {
         idempotency_key: format!("topup:{id}:{}", topup.gateway_attempt),
@@ -56,7 +62,7 @@ pub async fn open(app: &App, id: TopupId) -> Result<Next, StepError> {
             return Ok(Next::Again(Duration::ZERO));
         }
         Err(error) => {
-            note_gateway_error(app, &topup, &error).await?;
+            let wait = note_failure(app, &topup, &error).await?;
             let age = app.now().duration_since(topup.created_at.0);
             let hopeless = matches!(error, GatewayError::Refused { .. } | GatewayError::BurnedKey { .. });
             if hopeless || age > jiff::SignedDuration::from_hours(24) {
@@ -66,14 +72,14 @@ pub async fn open(app: &App, id: TopupId) -> Result<Next, StepError> {
                     .await?;
                 return Ok(Next::Done);
             }
-            return Ok(Next::Again(pause(&error)));
+            return Ok(Next::Again(wait));
         }
     };
     let now = app.now();
     sqlx::query!(
         "update topup_intents set status = 'pending', version = version + 1, payment_id = $2, address = $3, expected_crypto = $4,
              amount_to_pay = $5, quoted_total_cents = $6, pay_page_url = $7, quoted_at = $8, expires_at = $9,
-             next_poll_at = $10, last_error = null
+             next_poll_at = $10, last_error = null, last_answered_at = $8, failures = 0, ask_not_before = null
          where id = $1 and status = 'created'",
         id.0,
         quote.payment_id,
@@ -91,28 +97,59 @@ pub async fn open(app: &App, id: TopupId) -> Result<Next, StepError> {
     Ok(Next::Done)
 }
 
-fn pause(error: &GatewayError) -> Duration {
+/// How long the gateway asked to be left alone with this payment, if that is not over.
+fn left_alone(app: &App, topup: &Topup) -> Option<Duration> {
+    let until = topup.ask_not_before?.0;
+    Duration::try_from(until.duration_since(app.now().0)).ok().filter(|wait| !wait.is_zero())
+}
+
+/// How long to wait after the `failures`th failure in a row: what the gateway asks for, or longer and longer.
+fn pause(error: &GatewayError, failures: i32) -> Duration {
+    let longer = Duration::from_secs(2_u64.saturating_pow(u32::try_from(failures.clamp(1, 8)).unwrap_or(1)));
     match error {
-        GatewayError::Transient { retry_after, .. } | GatewayError::RateLimited { retry_after, .. } => {
-            retry_after.unwrap_or(Duration::from_secs(2)).min(Duration::from_secs(300))
-        }
-        GatewayError::Unknown { .. } => Duration::from_secs(1),
-        _ => Duration::from_secs(30),
+        GatewayError::Transient { retry_after: Some(wait), .. }
+        | GatewayError::RateLimited { retry_after: Some(wait), .. } => longer.max(*wait),
+        GatewayError::Transient { .. } | GatewayError::RateLimited { .. } | GatewayError::Unknown { .. } => longer,
+        _ => longer.max(Duration::from_secs(30)),
     }
 }
 
-async fn note_gateway_error(app: &App, topup: &Topup, error: &GatewayError) -> Result<(), StepError> {
+/// Notes that the gateway did not do what was asked of it for a payment, and goes on in the plan of polls as if it had, so
+/// that a payment that always fails is asked about less and less often. Answers how long to leave it alone.
+async fn note_failure(app: &App, topup: &Topup, error: &GatewayError) -> Result<Duration, StepError> {
     metrics::counter!("seedplane_gateway_errors_total").increment(1);
     tracing::warn!(topup = %topup.id, %error, "the gateway did not do what was asked");
+    let now = app.now();
+    let wait = pause(error, topup.failures + 1);
+    let (next_poll_at, polls_done) = next_poll_of(topup, now);
+    // A payment that is not there yet says nothing about whether the gateway works.
+    let failed = !matches!(error, GatewayError::NotFoundYet);
     sqlx::query!(
-        "update topup_intents set last_error = left($2, 500), last_error_at = $3 where id = $1",
+        "update topup_intents set
+             last_error = left($3, 500), last_error_at = case when $4 then $5 else last_error_at end, failures = failures + 1,
+             ask_not_before = $6, polls_done = $7, next_poll_at = $8
+         where id = $1 and version = $2",
         topup.id.0,
+        topup.version,
         error.to_string(),
-        app.now(),
+        failed,
+        now,
+        Time(now.0 + jiff::SignedDuration::try_from(wait).unwrap_or(jiff::SignedDuration::from_hours(1))),
+        polls_done,
+        next_poll_at as _,
     )
     .execute(&app.pool)
     .await?;
-    Ok(())
+    Ok(wait)
+}
+
+/// Where a payment stands in the plan of polls once it was asked about now.
+fn next_poll_of(topup: &Topup, now: Time) -> (Option<Time>, i32) {
+    if topup.next_poll_at.is_none() {
+        return (None, topup.polls_done);
+    }
+    let due = topup.next_poll_at.is_some_and(|at| at <= now);
+    next_poll_after(topup.quoted_at.unwrap_or(topup.created_at), topup.polls_done + i32::from(due), now)
 }
 
 /// Asks the gateway: how much came while the quote is open, which only one of its calls reveals, and the state.
@@ -145,17 +182,20 @@ pub async fn check(app: &App, id: TopupId) -> Result<Next, StepError> {
     if topup.status == TopupStatus::Forwarded {
         return Ok(Next::Done);
     }
+    if let Some(wait) = left_alone(app, &topup) {
+        return Ok(Next::Again(wait));
+    }
     let seen = match observe(app, &topup, &payment_id).await {
         Ok(seen) => seen,
-        // A missing payment is not final: the next poll asks again.
-        Err(GatewayError::NotFoundYet) => return Ok(Next::Done),
         Err(error) => {
-            note_gateway_error(app, &topup, &error).await?;
-            // What is refused now is refused again at once; the schedule of polls asks later.
-            let hopeless = matches!(error, GatewayError::Refused { .. });
-            return Ok(if hopeless { Next::Done } else { Next::Again(pause(&error)) });
+            let wait = note_failure(app, &topup, &error).await?;
+            // A missing payment is not final, and what is refused now is refused again at once: the plan of polls asks later,
+            // as it does after some tries in a row.
+            let later = matches!(error, GatewayError::Refused { .. } | GatewayError::NotFoundYet);
+            return Ok(if later || topup.failures >= MAX_TRIES_IN_A_ROW { Next::Done } else { Next::Again(wait) });
         }
     };
+    let now = app.now();
     let status = match &seen.status {
         PaymentStatus::Pending => TopupStatus::Pending,
         PaymentStatus::Detected => TopupStatus::Detected,
@@ -165,10 +205,31 @@ pub async fn check(app: &App, id: TopupId) -> Result<Next, StepError> {
         PaymentStatus::Forwarded => TopupStatus::Forwarded,
         PaymentStatus::Unknown(word) => {
             tracing::warn!(topup = %id, word, "the gateway reports a state this version does not know; it is asked again");
+            let (next_poll_at, polls_done) = next_poll_of(&topup, now);
+            sqlx::query!(
+                "update topup_intents set
+                     last_error = left($3, 500), last_answered_at = $4, failures = 0, ask_not_before = null, polls_done = $5,
+                     next_poll_at = $6
+                 where id = $1 and version = $2",
+                id.0,
+                topup.version,
+                format!("the gateway says '{word}', which this version does not know"),
+                now,
+                polls_done,
+                next_poll_at as _,
+            )
+            .execute(&app.pool)
+            .await?;
             return Ok(Next::Done);
         }
     };
-    let now = app.now();
+    sqlx::query!(
+        "update topup_intents set last_answered_at = $2, failures = 0, ask_not_before = null where id = $1",
+        id.0,
+        now
+    )
+    .execute(&app.pool)
+    .await?;
     let stable = app.gateway.coins().iter().any(|coin| coin.code == topup.coin && coin.stable);
     let quoted_total = Usd::from_cents(topup.quoted_total_cents.unwrap_or(topup.amount_cents.cents()));
     let known = rules::Known {
@@ -196,14 +257,15 @@ pub async fn check(app: &App, id: TopupId) -> Result<Next, StepError> {
     let changed =
         outcome.status != topup.status || seen.received.is_some_and(|received| Some(received) != topup.received_crypto);
     let polls_due = topup.next_poll_at.is_some_and(|at| at <= now);
-    if !changed && outcome.unresolved.is_none() && !polls_due && topup.last_error.is_none() {
+    // The same as `topup_apply` means by it: what an operator has looked at is not shown again for no new reason.
+    let more_came = seen.received.is_some_and(|received| received > topup.received_crypto.unwrap_or_default());
+    let news = outcome.unresolved.filter(|reason| Some(*reason) != topup.unresolved_reason.as_deref() || more_came);
+    if !changed && news.is_none() && !polls_due && topup.last_error.is_none() {
         return Ok(Next::Done);
     }
-    let quoted_at = topup.quoted_at.unwrap_or(topup.created_at);
-    let polls_done = topup.polls_done + i32::from(polls_due);
-    let (next_poll_at, polls_done) = match outcome.status {
-        TopupStatus::Forwarded => (None, polls_done),
-        _ => next_poll_after(quoted_at, polls_done, now),
+    let (next_poll_at, polls_done) = match (outcome.status, next_poll_of(&topup, now)) {
+        (TopupStatus::Forwarded, (_, polls_done)) => (None, polls_done),
+        (_, next) => next,
     };
     let applied = sqlx::query_scalar!(
         r#"select topup_apply($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) as "applied!""#,
@@ -225,7 +287,7 @@ pub async fn check(app: &App, id: TopupId) -> Result<Next, StepError> {
         // Somebody else wrote first: look at what there is now.
         return Ok(Next::Again(Duration::from_millis(20)));
     }
-    if let Some(reason) = outcome.unresolved {
+    if let Some(reason) = news {
         let detail = format!("payment {payment_id}: {reason}; expected {expected}, received {:?}", seen.received);
         alerts::raise(&app.pool, "topup_unresolved", &id.to_string(), &detail, now).await?;
     }
@@ -284,14 +346,18 @@ async fn claimed_above(app: &App, payment_id: &str, expected: Decimal) -> sqlx::
 pub async fn poll(app: &App) -> Result<(), StepError> {
     let now = app.now();
     let due = sqlx::query_scalar!(
-        "select id from topup_intents where next_poll_at <= $1 order by next_poll_at limit 500",
+        "select id from topup_intents
+         where next_poll_at <= $1 and (ask_not_before is null or ask_not_before <= $1) order by next_poll_at limit 500",
         now
     )
     .fetch_all(&app.pool)
     .await?;
     let lost = sqlx::query_scalar!(
-        "select id from topup_intents where status = 'created' and created_at < $1 order by created_at limit 500",
-        Time(now.0 - jiff::SignedDuration::from_mins(1))
+        "select id from topup_intents
+         where status = 'created' and created_at < $1 and (ask_not_before is null or ask_not_before <= $2)
+         order by created_at limit 500",
+        Time(now.0 - jiff::SignedDuration::from_mins(1)),
+        now
     )
     .fetch_all(&app.pool)
     .await?;

@@ -1,16 +1,22 @@
 //! Looks at everything as it is: what is stuck, what lost its job, what does not agree. It repairs what is safe to repair,
 //! asking again for work that is written down, and tells an operator the rest.
 
+use jiff::SignedDuration;
+
 use crate::{
     alerts,
     app::App,
-    billing::ledger,
+    billing::{ledger, topups},
     clock::Time,
     ids::{AttemptId, ResourceId},
     jobs::{self, Job},
+    mailer,
 };
 
 use super::StepError;
+
+/// A warning that has waited for so long is reported.
+const UNWARNED_AFTER: SignedDuration = SignedDuration::from_hours(2 * 24);
 
 /// One round. Everything it asks for is limited and safe to ask twice.
 ///
@@ -20,6 +26,8 @@ pub async fn reconcile(app: &App) -> Result<(), StepError> {
     requeue_lost_operations(app).await?;
     report_stuck(app).await?;
     report_not_forwarded(app).await?;
+    report_failing(app).await?;
+    report_unwarned(app).await?;
     report_dead_jobs(app).await?;
     report_ledger(app).await?;
     Ok(())
@@ -94,6 +102,46 @@ async fn report_not_forwarded(app: &App) -> sqlx::Result<()> {
     Ok(())
 }
 
+/// A gateway or a mailer that fails stops suspensions and wipes of the whole fleet: an operator has to know.
+async fn report_failing(app: &App) -> sqlx::Result<()> {
+    let now = app.now();
+    if topups::gateway_is_failing(&app.pool, now).await? {
+        let detail = "the payment gateway has answered nothing for half an hour; nothing is suspended or wiped while it does \
+                      not. Look at the `last_error` of open top-ups";
+        alerts::raise(&app.pool, "gateway_failing", "gateway", detail, now).await?;
+    }
+    if mailer::is_failing(&app.pool, now).await? {
+        let detail = "mails have waited for more than 15 minutes; nothing is suspended or wiped while they do. Look at the \
+                      mailer and its settings";
+        alerts::raise(&app.pool, "mailer_failing", "mailer", detail, now).await?;
+    }
+    Ok(())
+}
+
+/// Boxes that are past due and whose owner no warning reaches: they run on unpaid, because nothing is cut off unwarned.
+async fn report_unwarned(app: &App) -> sqlx::Result<()> {
+    let now = app.now();
+    let unwarned = sqlx::query!(
+        r#"select r.id as "id!: ResourceId", min(n.created_at) as "since!: Time" from seedbox_resources r
+           join notices n on n.user_id = r.user_id and n.resource_id = r.id
+               and n.kind in ('past_due', 'final_warning') and n.handed_at is null and n.created_at < $1
+           where r.past_due_since is not null and r.status = 'active' and n.created_at >= r.past_due_since
+           group by r.id limit 200"#,
+        Time(now.0 - UNWARNED_AFTER),
+    )
+    .fetch_all(&app.pool)
+    .await?;
+    for resource in unwarned {
+        let detail = format!(
+            "this box is past due and its owner has not been handed a warning since {}; it runs on unpaid until one is. Look at \
+             the mailer and at their address",
+            resource.since
+        );
+        alerts::raise(&app.pool, "warning_not_handed", &resource.id.to_string(), &detail, now).await?;
+    }
+    Ok(())
+}
+
 /// Jobs that ran out of tries.
 async fn report_dead_jobs(app: &App) -> sqlx::Result<()> {
     let dead: Vec<(String, i64, Option<String>)> = sqlx::query_as(
@@ -120,9 +168,10 @@ async fn report_ledger(app: &App) -> sqlx::Result<()> {
     metrics::gauge!("seedplane_ledger_sound").set(if check.is_sound() { 1.0 } else { 0.0 });
     if !check.is_sound() {
         let detail = format!(
-            "the transfers add up to {} cents; {} balances do not agree with them",
+            "the transfers add up to {} cents; {} balances do not agree with them; {} boxes owe something else than they say",
             check.sum_cents,
-            check.mismatches.len()
+            check.mismatches.len(),
+            check.arrears_mismatches.len()
         );
         alerts::raise(&app.pool, "ledger_unsound", "ledger", &detail, app.now()).await?;
     }

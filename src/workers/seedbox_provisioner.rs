@@ -9,17 +9,13 @@ use std::time::Duration;
 use secrecy::SecretString;
 use seedplane_provisioning::{Error as ProviderError, ProvisioningProvider, ResourceRef, node};
 use serde_json::json;
-use sqlx::PgConnection;
 
 use super::{Next, StepError};
 use crate::{
     alerts,
     app::App,
     audit::events::{self, Actor, Cause, Event, Subject},
-    billing::{
-        ledger::{self, Reserve},
-        plan_changes,
-    },
+    billing::{ledger, reserves, sweep},
     ids::AttemptId,
     secrets::SecretPath,
     seedbox::{
@@ -73,6 +69,15 @@ struct Step<'a> {
 }
 
 impl Step<'_> {
+    /// Whether an operator asked for it, whose decision beats everybody else's.
+    fn is_by_operator(&self) -> bool {
+        self.attempt.actor.starts_with("operator:")
+    }
+
+    fn is_held(&self) -> bool {
+        self.resource.hold_until.is_some_and(|until| until > self.app.now())
+    }
+
     fn cause(&self) -> Cause {
         let actor = match self.attempt.actor.split_once(':') {
             Some(("operator", id)) => id.parse().map(|id| Actor::Operator(crate::ids::UserId(id))),
@@ -92,21 +97,22 @@ impl Step<'_> {
         self.attempt.reason.split(':').next().unwrap_or_default()
     }
 
+    /// Whether the rules, asked again, still want what was asked for on their behalf.
+    async fn is_still_wanted(&self) -> Result<bool, StepError> {
+        let mut tx = self.app.pool.begin().await?;
+        repository::lock_account_in(&mut tx, self.resource.user_id).await?;
+        let wanted = sweep::still_wanted_in(&mut tx, self.app, &self.resource, self.attempt.operation).await?;
+        tx.commit().await?;
+        Ok(wanted)
+    }
+
     async fn supersede(&self, why: &str) -> Result<Next, StepError> {
         let mut tx = self.app.pool.begin().await?;
         repository::lock_account_in(&mut tx, self.resource.user_id).await?;
-        self.supersede_in(&mut tx, why).await?;
+        reserves::supersede_in(&mut tx, &self.attempt, &self.resource, why, self.app.now()).await?;
+        repository::wake_account_in(&mut tx, self.resource.user_id, self.app.now()).await?;
         tx.commit().await?;
         Ok(Next::Done)
-    }
-
-    async fn supersede_in(&self, connection: &mut PgConnection, why: &str) -> Result<(), StepError> {
-        let now = self.app.now();
-        if let Some(reserve) = reserve_of(&self.attempt, &self.resource) {
-            ledger::void_in(connection, &reserve, now).await?;
-        }
-        operations::finish_in(connection, self.attempt.id, Outcome::Superseded, Some(why), now).await?;
-        Ok(())
     }
 
     /// Waits longer after each try, up to a minute, or as long as the provider asks.
@@ -127,10 +133,10 @@ impl Step<'_> {
         let now = self.app.now();
         let mut tx = self.app.pool.begin().await?;
         repository::lock_account_in(&mut tx, self.resource.user_id).await?;
-        if let Some(reserve) = reserve_of(&self.attempt, &self.resource) {
+        operations::finish_in(&mut tx, self.attempt.id, Outcome::Failed, Some(&error.to_string()), now).await?;
+        if let Some(reserve) = reserves::reserve_of(&self.attempt, &self.resource) {
             ledger::void_in(&mut tx, &reserve, now).await?;
         }
-        operations::finish_in(&mut tx, self.attempt.id, Outcome::Failed, Some(&error.to_string()), now).await?;
         let event = Event {
             subject: Subject::Resource(self.resource.id),
             action: "resource.operation_failed",
@@ -165,19 +171,5 @@ impl Step<'_> {
             return Ok(Some(ResourceRef(known.clone())));
         }
         Ok(self.provider.find(self.resource.id.0).await?.map(|machine| machine.resource_ref))
-    }
-}
-
-/// What an operation set aside of its owner's money: given back when it is not carried out.
-fn reserve_of(attempt: &Attempt, resource: &Resource) -> Option<Reserve> {
-    match attempt.operation {
-        Operation::Resume => Some(Reserve {
-            key: format!("resume:{}", attempt.id),
-            user_id: resource.user_id,
-            resource_id: resource.id,
-            order_id: None,
-        }),
-        Operation::Resize => Some(plan_changes::reserve(attempt.id, resource)),
-        _ => None,
     }
 }

@@ -221,8 +221,10 @@ async fn two_copies_side_by_side_do_nothing_twice() {
             copy.until(buyer, &format!("/api/seedbox/orders/{order}"), |order| order["status"] == "fulfilled").await;
         let path = format!("/api/seedbox/resources/{}", order["resource_id"].as_str().unwrap());
         for copy in &copies {
-            // Asked of both at once: one operation.
-            copy.post(buyer, &format!("{path}/rotate-credentials"), json!({})).await;
+            // Asked of both at once: one operation, unless the first is over already.
+            let (status, problem) =
+                copy.call(Some(buyer), Method::POST, &format!("{path}/rotate-credentials"), Some(json!({}))).await;
+            assert!([StatusCode::ACCEPTED, StatusCode::CONFLICT].contains(&status), "{status} {problem}");
         }
         copy.until(buyer, &path, |resource| resource["operations"] == json!([])).await;
         copy.post(buyer, &format!("{path}/terminate"), json!({ "confirm_label": "Small" })).await;
@@ -249,4 +251,40 @@ async fn two_copies_side_by_side_do_nothing_twice() {
     assert_eq!(world.provider.calls(Verb::Create), 12, "each machine was asked for once");
     assert_eq!(world.provider.calls(Verb::Terminate), 12, "each end was asked for once");
     copies[0].assert_sound().await;
+}
+
+#[tokio::test]
+async fn an_end_for_abuse_holds_the_balance_and_nothing_is_bought_from_it() {
+    let test = TestApp::new().await;
+    let (buyer, operator) = (test.customer().await, test.person(Role::Operator).await);
+    let (bad, good) = (test.active_box(&buyer, 1500).await, test.active_box(&buyer, 1500).await);
+    let (plan, large) = (test.plan(1000).await, test.plan_of("Large", "large", 3000).await);
+    test.top_up(&buyer, 5000).await;
+    let end = json!({ "confirm_label": "Small", "end_reason": "abuse", "reason": "notice 17" });
+    test.post(&operator, &format!("/api/operator/resources/{bad}/terminate"), end).await;
+    test.until(&buyer, &format!("/api/seedbox/resources/{bad}"), |resource| resource["status"] == "terminated").await;
+    let customer = format!("/api/operator/customers/{}", buyer.id);
+    let held: Option<String> =
+        sqlx::query_scalar("select payout_hold_reason from seedbox_billing_accounts where user_id = $1")
+            .bind(buyer.id.0)
+            .fetch_one(&test.app.pool)
+            .await
+            .unwrap();
+    assert_eq!(held.as_deref(), Some("abuse: notice 17"));
+    assert_eq!(test.get(&buyer, "/api/billing/account").await["paid_cents"], 5000, "held, not taken");
+    let order = json!({ "plan_id": plan });
+    for (path, body) in [
+        ("/api/seedbox/orders".to_owned(), order.clone()),
+        (format!("/api/seedbox/resources/{good}/upgrade"), json!({ "plan_id": large })),
+    ] {
+        let (status, problem) = test.call(Some(&buyer), Method::POST, &path, Some(body)).await;
+        assert_eq!(status, StatusCode::CONFLICT, "{path}: {problem}");
+        assert!(problem["detail"].as_str().unwrap().contains("held"), "{problem}");
+    }
+    let release = json!({ "reason": "it was not theirs" });
+    test.post(&operator, &format!("{customer}/release-balance"), release).await;
+    let order = test.post(&buyer, "/api/seedbox/orders", order).await;
+    assert!(order["resource_id"].is_string(), "{order}");
+    test.idle().await;
+    test.assert_sound().await;
 }

@@ -1,9 +1,23 @@
 //! Payments: short, over, late, repeated, out of order, for nobody.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex},
+};
 
 use jiff::SignedDuration;
 use reqwest::StatusCode;
+use rust_decimal::Decimal;
+use seedplane::{
+    app::App,
+    billing::sweep,
+    clock::Time,
+    ids::TopupId,
+    payments::{
+        Coin, CreatePayment, Error as GatewayError, Observation, PaymentGateway, Quote, WebhookError, WebhookEvent,
+    },
+    workers::{Next, payments, reconciler},
+};
 use seedplane_simulators::coinpayportal::{Fault, PayAmount, sign};
 use serde_json::json;
 use uuid::Uuid;
@@ -243,4 +257,225 @@ async fn without_a_database_the_gateway_is_told_to_send_again() {
     );
     let ready = test.http.get(format!("{}/readyz", test.base)).send().await.unwrap();
     assert_eq!(ready.status(), StatusCode::SERVICE_UNAVAILABLE);
+}
+
+/// What a scripted gateway says of a payment.
+type Answer = Result<(&'static str, Option<Decimal>), GatewayError>;
+
+/// A gateway that says of each payment what the test wants.
+#[derive(Debug, Clone)]
+struct Scripted {
+    real: Arc<dyn PaymentGateway>,
+    answers: Arc<Mutex<HashMap<String, Answer>>>,
+    calls: Arc<Mutex<u32>>,
+}
+
+impl Scripted {
+    fn says(&self, payment: Uuid, answer: Answer) {
+        self.answers.lock().unwrap().insert(payment.to_string(), answer);
+    }
+
+    fn calls(&self) -> u32 {
+        *self.calls.lock().unwrap()
+    }
+}
+
+#[async_trait::async_trait]
+impl PaymentGateway for Scripted {
+    fn name(&self) -> &'static str {
+        self.real.name()
+    }
+
+    fn coins(&self) -> &[Coin] {
+        self.real.coins()
+    }
+
+    async fn create(&self, _request: &CreatePayment) -> Result<Quote, GatewayError> {
+        Err(GatewayError::Refused { why: "not in this test".to_owned() })
+    }
+
+    async fn fetch(&self, payment_id: &str) -> Result<Observation, GatewayError> {
+        *self.calls.lock().unwrap() += 1;
+        let answer = self.answers.lock().unwrap().get(payment_id).cloned().unwrap_or(Ok(("pending", None)));
+        let (word, received) = answer?;
+        Ok(Observation {
+            payment_id: payment_id.to_owned(),
+            status: word.into(),
+            received,
+            expected: None,
+            coin: None,
+            forward_transaction: None,
+            amount_cents: None,
+        })
+    }
+
+    async fn check(&self, payment_id: &str) -> Result<Observation, GatewayError> {
+        self.fetch(payment_id).await
+    }
+
+    fn verify_webhook(
+        &self,
+        signature_header: Option<&str>,
+        raw: &[u8],
+        now: jiff::Timestamp,
+    ) -> Result<WebhookEvent, WebhookError> {
+        self.real.verify_webhook(signature_header, raw, now)
+    }
+}
+
+/// The same application without workers, with a gateway that follows a script.
+async fn scripted(test: TestApp) -> (TestApp, App, Scripted) {
+    let world = test.world.clone();
+    test.idle().await;
+    drop(test);
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    let test = world.start(false).await;
+    let gateway = Scripted { real: test.app.gateway.clone(), answers: Arc::default(), calls: Arc::default() };
+    let app = App { gateway: Arc::new(gateway.clone()), ..test.app.clone() };
+    (test, app, gateway)
+}
+
+fn id_in(path: &str) -> TopupId {
+    TopupId(path.rsplit('/').next().unwrap().parse().unwrap())
+}
+
+async fn next_poll(test: &TestApp, path: &str) -> Option<Time> {
+    sqlx::query_scalar("select next_poll_at from topup_intents where id = $1")
+        .bind(id_in(path).0)
+        .fetch_one(&test.app.pool)
+        .await
+        .unwrap()
+}
+
+fn pass(test: &TestApp, time: SignedDuration) {
+    test.world.clock.set_offset(test.world.clock.offset() + time);
+}
+
+#[tokio::test]
+async fn one_payment_that_always_fails_stops_no_suspension_and_a_gateway_that_fails_does() {
+    const DAY: SignedDuration = SignedDuration::from_hours(24);
+    let test = TestApp::new().await;
+    let operator = test.person(seedplane::accounts::Role::Operator).await;
+    let buyer = test.customer().await;
+    let id = test.active_box(&buyer, 1500).await;
+    let path = format!("/api/seedbox/resources/{id}");
+    let due: jiff::Timestamp = test.get(&buyer, &path).await["paid_until"].as_str().unwrap().parse().unwrap();
+    test.advance(due.duration_since(test.app.clock.now()) + SignedDuration::from_mins(1)).await;
+    test.until(&buyer, &path, |resource| !resource["past_due_since"].is_null()).await;
+    test.advance(DAY * 2 + SignedDuration::from_mins(1)).await;
+    test.until_handed("final_warning", 1).await;
+    let mut open_ones = Vec::new();
+    for _ in 0..3 {
+        open_ones.push(open(&test, 1000).await);
+    }
+    let (test, app, gateway) = scripted(test).await;
+    pass(&test, DAY + SignedDuration::from_mins(5));
+
+    // All of them fail: the gateway does, and nothing is cut off while it does.
+    let down = || Err(GatewayError::Transient { retry_after: None, why: "down".to_owned() });
+    for (_, _, payment) in &open_ones {
+        gateway.says(*payment, down());
+    }
+    for (_, path, _) in &open_ones {
+        payments::check(&app, id_in(path)).await.unwrap();
+        assert!(next_poll(&test, path).await.unwrap() > app.now(), "a failure goes on in the plan of polls");
+    }
+    sweep::sweep_due(&app).await.unwrap();
+    assert_eq!(test.get(&buyer, &path).await["operations"], json!([]), "the gateway fails");
+    reconciler::reconcile(&app).await.unwrap();
+    let alerts = test.get(&operator, "/api/operator/alerts").await;
+    assert!(alerts.as_array().unwrap().iter().any(|alert| alert["kind"] == "gateway_failing"), "{alerts}");
+
+    // One of them goes on failing, for ever: that is not the gateway.
+    for (_, _, payment) in &open_ones[1..] {
+        gateway.says(*payment, Ok(("pending", None)));
+    }
+    gateway.says(open_ones[0].2, Err(GatewayError::Refused { why: "never".to_owned() }));
+    pass(&test, SignedDuration::from_mins(15));
+    for (_, path, _) in &open_ones {
+        payments::check(&app, id_in(path)).await.unwrap();
+    }
+    sweep::sweep_due(&app).await.unwrap();
+    assert_eq!(test.get(&buyer, &path).await["operations"][0]["operation"], "suspend");
+    test.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_asks_to_be_left_alone_is() {
+    let test = TestApp::new().await;
+    let (_buyer, path, payment) = open(&test, 1000).await;
+    let (test, app, gateway) = scripted(test).await;
+    let wait = std::time::Duration::from_secs(120);
+    gateway.says(payment, Err(GatewayError::RateLimited { retry_after: Some(wait), why: "slow down".to_owned() }));
+    pass(&test, SignedDuration::from_mins(3));
+    let next = payments::check(&app, id_in(&path)).await.unwrap();
+    assert!(matches!(next, Next::Again(again) if again >= wait), "{next:?}");
+    let asked = gateway.calls();
+    // A tick, a look and a webhook all ask for the same job again.
+    payments::poll(&app).await.unwrap();
+    let next = payments::check(&app, id_in(&path)).await.unwrap();
+    assert!(matches!(next, Next::Again(again) if again > wait / 2), "{next:?}");
+    assert_eq!(gateway.calls(), asked, "not asked before its time");
+    pass(&test, SignedDuration::from_mins(3));
+    gateway.says(payment, Ok(("on-hold", None)));
+    payments::check(&app, id_in(&path)).await.unwrap();
+    assert!(gateway.calls() > asked);
+    assert!(next_poll(&test, &path).await.unwrap() > app.now(), "an unknown word goes on in the plan, too");
+}
+
+#[tokio::test]
+async fn a_payment_that_was_resolved_waits_again_for_a_new_reason_and_for_no_old_one() {
+    let test = TestApp::new().await;
+    let operator = test.person(seedplane::accounts::Role::Operator).await;
+    let (buyer, path, payment) = open(&test, 1000).await;
+    let (test, app, gateway) = scripted(test).await;
+    let resolve = format!("/api/operator/topups/{}/resolve", id_in(&path));
+    let waiting = async || test.get(&operator, "/api/operator/topups/unresolved").await.as_array().unwrap().len();
+    let alerts = async || {
+        let alerts = test.get(&operator, "/api/operator/alerts").await;
+        alerts.as_array().unwrap().iter().filter(|alert| alert["kind"] == "topup_unresolved").count()
+    };
+    let four: Decimal = "4".parse().unwrap();
+    gateway.says(payment, Ok(("expired", Some(four))));
+    pass(&test, SignedDuration::from_mins(20));
+    payments::check(&app, id_in(&path)).await.unwrap();
+    assert_eq!((waiting().await, alerts().await), (1, 1));
+    let credit =
+        |cents: i64| json!({ "resolution": { "action": "credit", "amount_cents": cents }, "reason": "what came" });
+    test.post(&operator, &resolve, credit(400)).await;
+    for _ in 0..3 {
+        pass(&test, SignedDuration::from_hours(2));
+        payments::check(&app, id_in(&path)).await.unwrap();
+        assert_eq!((waiting().await, alerts().await), (0, 0), "it was looked at");
+    }
+
+    // The gateway takes back what it said: nothing is taken back here, and it waits again.
+    gateway.says(payment, Ok(("confirmed", None)));
+    payments::check(&app, id_in(&path)).await.unwrap();
+    gateway.says(payment, Ok(("failed", None)));
+    pass(&test, SignedDuration::from_hours(2));
+    payments::check(&app, id_in(&path)).await.unwrap();
+    let topup = test.get(&buyer, &path).await;
+    assert_eq!(
+        (topup["unresolved_reason"].as_str(), topup["status"].as_str()),
+        (Some("failed_after_confirmed"), Some("confirmed"))
+    );
+    assert_eq!((waiting().await, alerts().await), (1, 1));
+    assert_eq!(test.get(&buyer, "/api/billing/account").await["paid_cents"], 400);
+    test.post(&operator, &resolve, credit(600)).await;
+    assert_eq!(test.get(&buyer, "/api/billing/account").await["paid_cents"], 1000, "a second time is a second booking");
+    test.assert_sound().await;
+}
+
+#[tokio::test]
+async fn top_ups_have_a_limit_an_hour() {
+    let test = TestApp::new().await;
+    let buyer = test.customer().await;
+    for _ in 0..20 {
+        test.post(&buyer, "/api/billing/topups", json!({ "amount_cents": 1000 })).await;
+    }
+    let more = Some(json!({ "amount_cents": 1000 }));
+    let (status, problem) = test.call(Some(&buyer), reqwest::Method::POST, "/api/billing/topups", more).await;
+    assert_eq!(status, StatusCode::TOO_MANY_REQUESTS, "{problem}");
+    assert_eq!(problem["type"], "too-many-topups");
 }

@@ -83,7 +83,7 @@ async fn no_round_of_the_workers_reads_a_whole_table() {
     let swept = sweep::sweep_due(&test.app).await.unwrap();
     assert!(swept >= 300, "{swept} accounts were due");
     payments::poll(&test.app).await.unwrap();
-    mailer::send_waiting(&test.app.pool, test.app.mailer.as_ref(), "http://localhost", test.app.now()).await.unwrap();
+    mailer::send_waiting(&test.app.pool, test.app.mailer.as_ref(), "http://localhost", &test.app.clock).await.unwrap();
     reconciler::reconcile(&test.app).await.unwrap();
     seedplane::audit::chain::seal(&test.app).await.unwrap();
     let after = rows_read_in_sequence([&test.app.pool, &owner]).await;

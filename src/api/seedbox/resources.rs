@@ -23,6 +23,7 @@ use crate::{
     billing::{
         self,
         plan_changes::{self, PlanChange},
+        reserves,
     },
     clock::Time,
     ids::{AttemptId, OrderId, PlanId, ResourceId},
@@ -238,7 +239,7 @@ pub(crate) async fn request(
 ) -> Result<(StatusCode, Json<ResourceView>), Problem> {
     let now = app.now();
     let mut tx = app.pool.begin().await?;
-    operations::request_in(&mut tx, AttemptId(id), resource.id, operation, reason, now, cause).await?;
+    reserves::request_in(&mut tx, AttemptId(id), resource, operation, reason, now, cause).await?;
     tx.commit().await?;
     let fresh = repository::resource(&app.pool, resource.id).await?.ok_or_else(|| Problem::not_found("box"))?;
     Ok((StatusCode::ACCEPTED, Json(ResourceView::load(app, fresh).await?)))

@@ -344,6 +344,9 @@ impl Run<'_> {
                     self.again_at(one.next_due());
                 } else if one.is_held(self.now) {
                     self.again_at(one.hold_until.unwrap_or(self.now));
+                } else if self.interlocks.clock_jumped {
+                    // Whether its month is really over cannot be told.
+                    self.again_at(self.now + self.policy.interlock_retry);
                 } else {
                     self.act(Action::End { id: one.id, unpaid: false });
                 }

@@ -380,6 +380,16 @@ fn what_stops_suspensions_and_wipes() {
 }
 
 #[test]
+fn an_end_that_its_owner_chose_waits_while_the_clock_cannot_be_trusted() {
+    let wished = BoxState { ends_at_period_end: true, ..active(1, 1500, 1, at(ANCHOR)) };
+    let jumped = Interlocks { clock_jumped: true, ..Interlocks::default() };
+    let mut one = account(0, vec![wished]);
+    let decision = run_with(&mut one, at(DUE), &jumped);
+    assert!(!kinds(&decision).contains(&"end") && decision.next_at.is_some(), "{decision:?}");
+    assert!(kinds(&run(&mut one, at(DUE))).contains(&"end"));
+}
+
+#[test]
 fn a_clock_that_went_back_charges_nothing_and_says_so() {
     let back = Interlocks { clock_went_back: true, ..Interlocks::default() };
     let mut account = account(9000, vec![active(1, 1500, 1, at(ANCHOR))]);

@@ -4,17 +4,17 @@ use std::time::Duration;
 
 use seedplane_provisioning::{Error as ProviderError, MachineState, ResourceRef, SuspendMode};
 
-use super::{MAX_TRIES, Next, Step, StepError, reserve_of};
+use super::{MAX_TRIES, Next, Step, StepError};
 use crate::{
     billing::{
         self,
         ledger::{self, Account, Transfer, TransferKind},
-        plan_changes, rules,
+        plan_changes, refunds, reserves, rules,
     },
     clock::Time,
     mailer::{self, templates},
     seedbox::{
-        Resource, Status, SuspendReason,
+        Operation, Status, SuspendReason,
         lifecycle::{self, Transition},
         operations::{self, Outcome},
         repository,
@@ -31,8 +31,8 @@ impl Step<'_> {
             return self.supersede("the box is not active").await;
         }
         if reason == SuspendReason::Billing {
-            let held = self.resource.hold_until.is_some_and(|until| until > now);
-            if self.resource.past_due_since.is_none() || held || escalates {
+            let due = self.resource.past_due_since.is_some() && !self.is_held();
+            if escalates || !due || !self.is_still_wanted().await? {
                 return self.call_off_suspension(escalates).await;
             }
         }
@@ -69,8 +69,10 @@ impl Step<'_> {
         }
         if reason == SuspendReason::Billing {
             let since = self.resource.past_due_since.unwrap_or(now);
+            let anchor = self.resource.anchor_at.unwrap_or(self.resource.created_at).0;
+            let unpaid = rules::Period::nth(anchor, u32::try_from(self.resource.periods_charged).unwrap_or(0));
             let arrears = rules::arrears(
-                &rules_period(&self.resource),
+                &unpaid,
                 billing::price_at(&self.resource, since, &self.app.policy),
                 since.0,
                 now.0,
@@ -83,7 +85,7 @@ impl Step<'_> {
                     credit: Account::Revenue,
                     amount: arrears,
                     kind: TransferKind::Arrears,
-                    idempotency_key: format!("arrears:{}:{}", self.resource.id, self.resource.charged_total),
+                    idempotency_key: format!("arrears:{}:{}", self.resource.id, self.resource.lapse_number),
                     cause: "days of grace".to_owned(),
                     user_id: self.resource.user_id,
                     resource_id: Some(self.resource.id),
@@ -91,6 +93,13 @@ impl Step<'_> {
                     period: None,
                 };
                 ledger::book_in(&mut tx, &[transfer], now).await?;
+            }
+        }
+        // Nobody's wish for it to come back outlives a new suspension, but an operator's.
+        for other in operations::open_of(&mut *tx, self.resource.id).await? {
+            if other.operation == Operation::Resume && !other.actor.starts_with("operator:") {
+                let why = format!("the box was suspended in the meantime ({reason})");
+                reserves::supersede_in(&mut tx, &other, &self.resource, &why, now).await?;
             }
         }
         if reason == SuspendReason::Abuse {
@@ -125,14 +134,26 @@ impl Step<'_> {
         self.supersede("the box was paid for or is held in the meantime").await
     }
 
+    /// Whether who asks for the box to come back may lift what it is suspended for now: an operator anything, a payment what
+    /// is unpaid, its owner what its owner asked for.
+    fn may_lift(&self) -> bool {
+        match self.resource.suspend_reason {
+            _ if self.is_by_operator() => true,
+            Some(reason @ SuspendReason::Billing) => {
+                self.reason_word() == reason.as_str() && self.attempt.actor == "system"
+            }
+            Some(reason @ SuspendReason::User) => self.reason_word() == reason.as_str(),
+            _ => false,
+        }
+    }
+
     pub(super) async fn resume(self) -> Result<Next, StepError> {
         let now = self.app.now();
-        let for_billing = self.reason_word() == SuspendReason::Billing.as_str();
         if self.resource.status != Status::Suspended {
             return self.supersede("the box is not suspended").await;
         }
-        if for_billing && self.resource.suspend_reason != Some(SuspendReason::Billing) {
-            return self.supersede("the box is suspended for another reason, which money does not lift").await;
+        if !self.may_lift() {
+            return self.supersede("the box is suspended for another reason, which only an operator lifts").await;
         }
         let Some(resource_ref) = self.resource.resource_ref.clone().map(ResourceRef) else {
             return self.supersede("the box has no machine").await;
@@ -171,13 +192,15 @@ impl Step<'_> {
             let paid_until = Time(rules::due(now.0, 1));
             repository::start_billing_in(&mut tx, &mut self.resource, now, paid_until).await?;
             let key = format!("charge:{}:{n}", self.resource.id);
-            if let Some(reserve) = reserve_of(&self.attempt, &self.resource) {
+            if let Some(reserve) = reserves::reserve_of(&self.attempt, &self.resource) {
                 let arrears = self.attempt.arrears_cents;
                 ledger::post_in(&mut tx, &reserve, &key, arrears, (now, paid_until), now).await?;
             }
             plan_changes::take_next_in(&mut tx, self.resource.id, now).await?;
         } else if self.resource.paid_until.is_none_or(|until| until <= now) {
-            // The period it was suspended in is over and the days since were not served: a new one starts today.
+            // The period it was suspended in is over and the days since were not served: a new one starts today. What it owes
+            // is not carried into it.
+            refunds::close_arrears_in(&mut tx, &mut self.resource, now).await?;
             repository::restart_periods_in(&mut tx, &mut self.resource, now).await?;
         }
         operations::finish_in(&mut tx, self.attempt.id, Outcome::Done, None, now).await?;
@@ -186,11 +209,4 @@ impl Step<'_> {
         tx.commit().await?;
         Ok(Next::Done)
     }
-}
-
-/// The period that is due or running, for proration.
-fn rules_period(resource: &Resource) -> rules::Period {
-    let anchor = resource.anchor_at.unwrap_or(resource.created_at).0;
-    let n = u32::try_from(resource.periods_charged).unwrap_or(0);
-    rules::Period { start: rules::due(anchor, n), end: rules::due(anchor, n + 1) }
 }

@@ -4,12 +4,11 @@ use seedplane_provisioning::{Error as ProviderError, Termination};
 use serde_json::json;
 use sqlx::PgConnection;
 
-use super::{MAX_TRIES, Next, Step, StepError, reserve_of};
+use super::{MAX_TRIES, Next, Step, StepError};
 use crate::{
     alerts,
-    billing::ledger::{self, Account, Transfer, TransferKind},
+    billing::{refunds, reserves, sweep},
     mailer::{self, templates},
-    money::Usd,
     seedbox::{
         Operation, Status, SuspendReason,
         lifecycle::{self, Transition},
@@ -20,6 +19,11 @@ use crate::{
 
 impl Step<'_> {
     pub(super) async fn terminate(mut self) -> Result<Next, StepError> {
+        // What was never delivered is cleaned up all the same.
+        let under_way = matches!(self.resource.status, Status::Failed | Status::Terminating | Status::Terminated);
+        if self.is_held() && !under_way {
+            return self.supersede("an operator holds the box; ask again when the hold is over").await;
+        }
         match self.resource.status {
             Status::Terminating => {}
             Status::Terminated => return self.supersede("the box is gone already").await,
@@ -44,11 +48,18 @@ impl Step<'_> {
                 tx.commit().await?;
             }
             Status::Active | Status::Suspended | Status::Failed => {
-                if self.reason_word() == SuspendReason::Billing.as_str() && !self.may_end_for_billing().await? {
-                    return self.supersede("the box was paid for or is held in the meantime").await;
-                }
                 let mut tx = self.app.pool.begin().await?;
                 repository::lock_account_in(&mut tx, self.resource.user_id).await?;
+                if self.reason_word() == SuspendReason::Billing.as_str()
+                    && !sweep::still_wanted_in(&mut tx, self.app, &self.resource, Operation::Terminate).await?
+                {
+                    tx.rollback().await?;
+                    return self
+                        .supersede(
+                            "the rules no longer end the box: money came or is on its way, or an interlock holds it",
+                        )
+                        .await;
+                }
                 self.begin_end_in(&mut tx).await?;
                 tx.commit().await?;
             }
@@ -80,15 +91,6 @@ impl Step<'_> {
         Ok(Next::Again(Self::backoff(tries, error)))
     }
 
-    async fn may_end_for_billing(&self) -> Result<bool, StepError> {
-        let held = self.resource.hold_until.is_some_and(|until| until > self.app.now());
-        let returning = operations::open_of(&self.app.pool, self.resource.id)
-            .await?
-            .iter()
-            .any(|attempt| attempt.operation == Operation::Resume);
-        Ok(!held && !returning && self.resource.suspend_reason == Some(SuspendReason::Billing))
-    }
-
     /// `-> terminating`, with what the end does to money: arrears nobody will pay, and the refund the rules give.
     async fn begin_end_in(&mut self, connection: &mut PgConnection) -> Result<(), StepError> {
         let now = self.app.now();
@@ -105,31 +107,14 @@ impl Step<'_> {
         .await?;
         for other in operations::open_of(&mut *connection, self.resource.id).await? {
             if other.id != self.attempt.id {
-                if let Some(reserve) = reserve_of(&other, &self.resource) {
-                    ledger::void_in(connection, &reserve, now).await?;
-                }
-                operations::finish_in(connection, other.id, Outcome::Superseded, Some("the box is being ended"), now)
-                    .await?;
+                reserves::supersede_in(connection, &other, &self.resource, "the box is being ended", now).await?;
             }
         }
-        if before.arrears_cents.is_positive() {
-            let transfer = Transfer {
-                debit: Account::WrittenOff,
-                credit: Account::Receivable(self.resource.id),
-                amount: before.arrears_cents,
-                kind: TransferKind::ArrearsWrittenOff,
-                idempotency_key: format!("written_off:{}:{}", self.resource.id, self.resource.charged_total),
-                cause: "the box ended".to_owned(),
-                user_id: self.resource.user_id,
-                resource_id: Some(self.resource.id),
-                order_id: None,
-                period: None,
-            };
-            ledger::book_in(connection, &[transfer], now).await?;
-            repository::set_arrears_in(connection, &mut self.resource, Usd::ZERO).await?;
+        refunds::write_off_arrears_in(connection, &mut self.resource, "the box ended", now).await?;
+        if self.reason_word() == SuspendReason::Abuse.as_str() {
+            repository::hold_payout_in(connection, self.resource.user_id, &why).await?;
         }
-        crate::billing::refunds::on_end_in(connection, &before, self.reason_word(), now, &cause, &self.app.policy)
-            .await?;
+        refunds::on_end_in(connection, &before, self.reason_word(), now, &cause, &self.app.policy).await?;
         repository::wake_account_in(connection, self.resource.user_id, now).await?;
         Ok(())
     }
@@ -151,6 +136,10 @@ impl Step<'_> {
         };
         let cause = self.cause();
         lifecycle::transition_in(&mut tx, &mut self.resource, now, &cause, transition).await?;
+        if self.reason_word() == SuspendReason::Abuse.as_str() {
+            // An end that its owner had begun and an operator took over, too.
+            repository::hold_payout_in(&mut tx, self.resource.user_id, &self.attempt.reason).await?;
+        }
         operations::finish_in(&mut tx, self.attempt.id, Outcome::Done, None, now).await?;
         repository::wake_account_in(&mut tx, self.resource.user_id, now).await?;
         mailer::notify_in(&mut tx, templates::box_terminated(&self.resource, &certificate), now).await?;
