@@ -8,14 +8,15 @@ use secrecy::{ExposeSecret, SecretString};
 use seedplane::{
     api::operator::{place_hold, suspend_check, terminate_check},
     audit::{
-        chain,
+        chain::{self, Copy},
         events::{Actor, Cause},
     },
+    auth::checked_reason,
     clock::Time,
     config::{Flags, Settings},
     demo,
     ids::{AttemptId, ResourceId},
-    runtime::{self, Parts, Runtime},
+    runtime::{self, Beside, Parts, Runtime},
     secrets::keystore::Keystore,
     seedbox::{Operation, SuspendReason, operations, repository},
 };
@@ -75,7 +76,8 @@ enum SecretsCommand {
 
 #[derive(Subcommand)]
 enum AuditCommand {
-    /// Verify every chain and checkpoint; names the first row that was altered and exits with 2
+    /// Verify every chain and checkpoint; names the first row that was altered, or says why that cannot be known, and exits
+    /// with 2
     Verify {
         /// The copy of the checkpoints outside the database; the data folder's if left out
         #[arg(long, value_name = "FILE")]
@@ -94,8 +96,8 @@ enum OperatorCommand {
     Hold {
         /// The box's id
         resource: uuid::Uuid,
-        /// For how many days; 0 releases the hold
-        #[arg(long, default_value_t = 7)]
+        /// For how many days, 3650 at most; 0 releases the hold
+        #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(0..=3650))]
         days: u32,
         /// Why
         #[arg(long)]
@@ -181,15 +183,18 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             if let Some(url) = &settings.database_url {
                 runtime::migrate(url.expose_secret()).await?;
             } else {
-                Runtime::start(settings).await?.stop().await;
+                Runtime::start(settings, Parts { serve: false, work: false }).await?.stop().await;
             }
             say("the database has this version's schema");
         }
         Command::Audit(AuditCommand::Verify { checkpoints }) => {
-            let runtime = Runtime::start_beside(settings).await?;
-            let file = checkpoints.unwrap_or_else(|| runtime.app.checkpoint_file.to_path_buf());
-            let verification = chain::verify(&runtime.app.pool, Some(&file)).await;
-            runtime.stop().await;
+            let beside = Beside::find(&settings).await?;
+            let copy = match &checkpoints {
+                Some(file) => Copy::Named(file),
+                None => Copy::Own(&beside.checkpoint_file),
+            };
+            let verification = chain::verify(&beside.pool, copy).await;
+            beside.stop().await;
             let verification = verification?;
             say(&verification.to_string());
             if verification.fault.is_some() {
@@ -197,6 +202,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             }
         }
         Command::Secrets(SecretsCommand::RotateKey) => {
+            runtime::must_be_installed(&settings, "keystore")?;
             let rotation = Keystore::open(settings.data_dir.join("keystore"))?.rotate_key().await?;
             let how = if rotation.resumed { "an earlier rotation is finished" } else { "the keystore has a new key" };
             say(&format!(
@@ -205,9 +211,9 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             ));
         }
         Command::Operator(command) => {
-            let runtime = Runtime::start_beside(settings).await?;
-            let done = operate(&runtime, command).await;
-            runtime.stop().await;
+            let beside = Beside::find(&settings).await?;
+            let done = operate(&beside, command).await;
+            beside.stop().await;
             say(&done?);
         }
         Command::Demo(_) => unreachable!("handled above"),
@@ -222,8 +228,7 @@ fn say(text: &str) {
 }
 
 async fn run_parts(settings: Settings, parts: Parts) -> anyhow::Result<()> {
-    let public_url = settings.public_url.clone();
-    let runtime = Runtime::start(settings).await?;
+    let runtime = Runtime::start(settings, parts).await?;
     let handle = runtime.stop_handle();
     tokio::spawn(async move {
         wait_for_signal().await;
@@ -236,7 +241,7 @@ async fn run_parts(settings: Settings, parts: Parts) -> anyhow::Result<()> {
     if !parts.serve {
         say("working");
     }
-    runtime.run(parts, move |_| say(&format!("ready: {public_url}"))).await
+    runtime.run(parts, |public_url| say(&format!("ready: {public_url}"))).await
 }
 
 async fn wait_for_signal() {
@@ -254,8 +259,7 @@ fn echo(shown: bool) {
     let _ = std::process::Command::new("stty").arg(if shown { "echo" } else { "-echo" }).status();
 }
 
-async fn operate(runtime: &Runtime, command: OperatorCommand) -> anyhow::Result<String> {
-    let app = &runtime.app;
+async fn operate(app: &Beside, command: OperatorCommand) -> anyhow::Result<String> {
     let problem = |problem: seedplane::api::error::Problem| anyhow::anyhow!(problem.detail);
     let box_of = async |id: uuid::Uuid| -> anyhow::Result<_> {
         repository::resource(&app.pool, ResourceId(id)).await?.with_context(|| format!("there is no box {id}"))
@@ -264,8 +268,8 @@ async fn operate(runtime: &Runtime, command: OperatorCommand) -> anyhow::Result<
         let id = seedplane::accounts::operator_by_email(&app.pool, &who.email)
             .await?
             .with_context(|| format!("{} is no operator; `seedplane operator create` makes one", who.email))?;
-        anyhow::ensure!(!reason.trim().is_empty(), "--reason must say why");
-        Ok(Cause { actor: Actor::Operator(id), reason: reason.trim().to_owned(), request_id: None })
+        let reason = checked_reason(reason).map_err(problem)?;
+        Ok(Cause { actor: Actor::Operator(id), reason, request_id: None })
     };
     let ask = async |id: uuid::Uuid, operation: Operation, reason: String, cause: &Cause| -> anyhow::Result<String> {
         let mut tx = app.pool.begin().await?;
@@ -294,14 +298,16 @@ async fn operate(runtime: &Runtime, command: OperatorCommand) -> anyhow::Result<
             }
             read.context("the password cannot be read from standard input")?;
             let password = SecretString::from(password.trim_end_matches(['\r', '\n']).to_owned());
-            let id = runtime::create_operator(app, &email, password).await?;
+            let id = runtime::create_operator(&app.pool, app.now(), &email, password).await?;
             Ok(format!("operator {id} ({email}) can sign in"))
         }
         OperatorCommand::Hold { resource, days, reason, operator } => {
             let cause = cause_of(&operator, &reason).await?;
             let resource = box_of(resource).await?;
             let until = (days > 0).then(|| Time(app.now().0 + Duration::from_secs(u64::from(days) * 86_400)));
-            place_hold(app, resource.id, until, &cause).await.map_err(problem)?;
+            place_hold(&app.pool, app.now(), uuid::Uuid::now_v7(), resource.id, until, &cause)
+                .await
+                .map_err(problem)?;
             Ok(match until {
                 Some(until) => format!("{} ({}) is held until {until}", resource.label, resource.id),
                 None => format!("{} ({}) is no longer held", resource.label, resource.id),
@@ -317,7 +323,7 @@ async fn operate(runtime: &Runtime, command: OperatorCommand) -> anyhow::Result<
         OperatorCommand::Terminate { resource, confirm, end_reason, reason, operator } => {
             let cause = cause_of(&operator, &reason).await?;
             let found = box_of(resource).await?;
-            terminate_check(app, &found, &confirm, &end_reason).map_err(problem)?;
+            terminate_check(app.now(), &found, &confirm, &end_reason).map_err(problem)?;
             ask(resource, Operation::Terminate, format!("{end_reason}: {reason}"), &cause).await
         }
     }

@@ -61,6 +61,9 @@ pub enum StepError {
     /// The file system failed.
     #[error("a file could not be written: {0}")]
     File(#[from] std::io::Error),
+    /// The copy of the audit checkpoints outside the database cannot be compared with.
+    #[error("{0}")]
+    Copy(String),
 }
 
 /// Makes graphile_worker's tables and lets the application use them. Run as the owner.

@@ -250,3 +250,45 @@ async fn two_copies_side_by_side_do_nothing_twice() {
     assert_eq!(world.provider.calls(Verb::Terminate), 12, "each end was asked for once");
     copies[0].assert_sound().await;
 }
+
+/// The one-time links in the mails of the inbox, newest mail first.
+async fn links(test: &TestApp) -> Vec<String> {
+    let inbox = test.http.get(format!("{}/trial/inbox", test.base)).send().await.unwrap().text().await.unwrap();
+    inbox
+        .split("href=\"")
+        .skip(1)
+        .filter_map(|rest| rest.split('"').next())
+        .filter(|url| url.contains("/link/"))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[tokio::test]
+async fn a_link_opens_the_password_it_was_made_for_and_no_newer_one() {
+    let test = TestApp::new().await;
+    let buyer = test.customer().await;
+    let id = test.active_box(&buyer, 1500).await;
+    let path = format!("/api/seedbox/resources/{id}");
+    test.until_handed("box_ready", 1).await;
+    let old = links(&test).await;
+    assert_eq!(old.len(), 1, "{old:?}");
+    test.post(&buyer, &format!("{path}/rotate-credentials"), json!({})).await;
+    test.until_handed("credentials_rotated", 1).await;
+    let open = async |url: &str| {
+        let answer = test.http.post(url).send().await.unwrap();
+        (answer.status(), answer.text().await.unwrap())
+    };
+    let (status, page) = open(&old[0]).await;
+    assert_eq!(status, StatusCode::GONE, "{page}");
+    assert!(page.contains("replaced since") && !page.contains("<dt>Password</dt>"), "{page}");
+    assert_eq!(test.get(&buyer, &path).await["credentials_shown"], false, "the new password was not used up");
+    let new: Vec<String> = links(&test).await.into_iter().filter(|url| !old.contains(url)).collect();
+    // Looking opens nothing: mail scanners look too.
+    let looked = test.http.get(&new[0]).send().await.unwrap();
+    assert_eq!(looked.status(), StatusCode::OK);
+    assert!(!looked.text().await.unwrap().contains("<dt>Password</dt>"));
+    let (status, page) = open(&new[0]).await;
+    assert!(status == StatusCode::OK && page.contains("<dt>Password</dt>"), "{status} {page}");
+    assert_eq!(open(&new[0]).await.0, StatusCode::GONE, "once");
+    assert_eq!(open(&format!("{}/link/spl_made-up", test.base)).await.0, StatusCode::GONE);
+}

@@ -18,3 +18,4 @@ mod scale;
 mod schema;
 mod seedbox_orders;
 mod story;
+mod trial;
