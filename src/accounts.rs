@@ -276,21 +276,60 @@ pub struct ApiToken {
     pub expires_at: Option<Time>,
 }
 
-/// Makes an API token; it is shown once.
+/// How many API tokens that are good one person has at most.
+pub const MAX_API_TOKENS: i64 = 50;
+
+/// Why a token was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// There are too many.
+    #[error(
+        "you have {MAX_API_TOKENS} API tokens, which is as many as one person can have; revoke one first. Nothing was made"
+    )]
+    TooMany,
+    /// A request repeated: the token was made and shown, or its showing was lost.
+    #[error(
+        "this token was made already, and a token is shown once. If its answer never reached you, revoke it \
+         (DELETE /api/auth/tokens/{0}) and make another under a new Idempotency-Key"
+    )]
+    Made(Uuid),
+    /// The database failed.
+    #[error(transparent)]
+    Database(#[from] sqlx::Error),
+}
+
+/// Makes an API token; it is shown once. With an id that was used before nothing is made.
 ///
 /// # Errors
-/// Those of the database.
+/// [`TokenError`]; nothing is written then.
 pub async fn create_api_token(
     pool: &PgPool,
+    id: Uuid,
     user: UserId,
     name: &str,
     expires_at: Option<Time>,
     at: Time,
     cause: &Cause,
-) -> sqlx::Result<(ApiToken, SecretString)> {
+) -> Result<(ApiToken, SecretString), TokenError> {
     let (token, hash) = new_token("spt");
-    let id = Uuid::now_v7();
     let mut tx = pool.begin().await?;
+    // One at a time for each person, so that the limit holds.
+    sqlx::query!("select from users where id = $1 for update", user.0).execute(&mut *tx).await?;
+    let good = sqlx::query!(
+        r#"select count(*) as "count!", count(*) filter (where id = $2) as "made!" from api_tokens
+           where user_id = $1 and (id = $2 or (revoked_at is null and (expires_at is null or expires_at > $3)))"#,
+        user.0,
+        id,
+        at,
+    )
+    .fetch_one(&mut *tx)
+    .await?;
+    if good.made > 0 {
+        return Err(TokenError::Made(id));
+    }
+    if good.count >= MAX_API_TOKENS {
+        return Err(TokenError::TooMany);
+    }
     sqlx::query!(
         "insert into api_tokens (id, user_id, name, token_hash, created_at, expires_at) values ($1, $2, $3, $4, $5, $6)",
         id,

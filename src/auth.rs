@@ -84,16 +84,24 @@ impl Operator {
     /// # Errors
     /// A problem if there is no reason.
     pub fn cause(&self, reason: &str) -> Result<Cause, Problem> {
-        let reason = reason.trim();
-        if reason.is_empty() || reason.len() > 1000 {
-            return Err(Problem::bad_input("an operator says why: `reason` has 1 to 1000 characters"));
-        }
         Ok(Cause {
             actor: Actor::Operator(self.principal.user_id),
-            reason: reason.to_owned(),
+            reason: checked_reason(reason)?,
             request_id: self.request_id.clone(),
         })
     }
+}
+
+/// Why an operator does something, by HTTP or on the command line.
+///
+/// # Errors
+/// A problem if it says nothing or too much.
+pub fn checked_reason(reason: &str) -> Result<String, Problem> {
+    let reason = reason.trim();
+    if reason.is_empty() || reason.chars().count() > 1000 {
+        return Err(Problem::bad_input("an operator says why: the reason has 1 to 1000 characters; nothing was done"));
+    }
+    Ok(reason.to_owned())
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Operator

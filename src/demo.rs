@@ -249,6 +249,13 @@ impl Story {
         Ok(())
     }
 
+    /// Looks at a top-up, as a payer does, until it is credited.
+    async fn credited(&self, topup: &Value) -> anyhow::Result<()> {
+        let path = format!("/api/billing/topups/{}", text(&topup["id"]));
+        self.until("the payment is credited", &path, |topup| topup["credited_cents"] != 0).await?;
+        Ok(())
+    }
+
     async fn mails(&self, subject: &str) -> anyhow::Result<usize> {
         let inbox = self.http.get(format!("{}/trial/inbox", self.base)).send().await?.text().await?;
         Ok(inbox.matches(subject).count())
@@ -323,6 +330,7 @@ impl Story {
 
         let paid_at = Instant::now();
         self.pay(&topup, "exact").await?;
+        self.credited(&topup).await?;
         let order = self
             .until("the order is fulfilled", &format!("/api/seedbox/orders/{order_id}"), |order| {
                 order["status"] == "fulfilled"
@@ -424,6 +432,7 @@ impl Story {
         let path = format!("/api/seedbox/resources/{id}");
         let topup = self.post("/api/billing/topups", json!({ "amount_cents": 1500 })).await?;
         self.pay(&topup, "exact").await?;
+        self.credited(&topup).await?;
         self.until("the balance is topped up", "/api/billing/account", |account| account["available_cents"] == 1500)
             .await?;
         let first = self.get(&path).await?["paid_until"].clone();
@@ -484,6 +493,7 @@ impl Story {
         let needed = arrears + price;
         let topup = self.post("/api/billing/topups", json!({ "amount_cents": needed })).await?;
         self.pay(&topup, "exact").await?;
+        self.credited(&topup).await?;
         let active = self.until("it comes back", &path, |resource| resource["status"] == "active").await?;
         self.login(web_url, &login).await.context("the same login works again")?;
         let account = self

@@ -8,16 +8,17 @@ use secrecy::{ExposeSecret, SecretString};
 use seedplane::{
     api::operator::{place_hold, suspend_check, terminate_check},
     audit::{
-        chain,
+        chain::{self, Copy},
         events::{Actor, Cause},
     },
+    auth::checked_reason,
     billing::reserves,
     byos::connections,
     clock::Time,
     config::{Flags, Settings},
     demo,
     ids::{AttemptId, ConnectionId, ResourceId},
-    runtime::{self, Parts, Runtime},
+    runtime::{self, Beside, Parts, Runtime},
     secrets::{SecretStore, keystore::Keystore, transfer, vault::Vault},
     seedbox::{Operation, Resource, SuspendReason, repository},
 };
@@ -111,7 +112,8 @@ enum SecretsCommand {
 
 #[derive(Subcommand)]
 enum AuditCommand {
-    /// Verify every chain and checkpoint; names the first row that was altered and exits with 2
+    /// Verify every chain and checkpoint; names the first row that was altered, or says why that cannot be known, and exits
+    /// with 2
     Verify {
         /// The copy of the checkpoints outside the database; the data folder's if left out
         #[arg(long, value_name = "FILE")]
@@ -130,8 +132,8 @@ enum OperatorCommand {
     Hold {
         /// The box's id
         resource: uuid::Uuid,
-        /// For how many days; 0 releases the hold
-        #[arg(long, default_value_t = 7)]
+        /// For how many days, 3650 at most; 0 releases the hold
+        #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(0..=3650))]
         days: u32,
         /// Why
         #[arg(long)]
@@ -217,15 +219,18 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             if let Some(url) = &settings.database_url {
                 runtime::migrate(url.expose_secret()).await?;
             } else {
-                Runtime::start(settings).await?.stop().await;
+                Runtime::start(settings, Parts { serve: false, work: false }).await?.stop().await;
             }
             say("the database has this version's schema");
         }
         Command::Audit(AuditCommand::Verify { checkpoints }) => {
-            let runtime = Runtime::start_beside(settings).await?;
-            let file = checkpoints.unwrap_or_else(|| runtime.app.checkpoint_file.to_path_buf());
-            let verification = chain::verify(&runtime.app.pool, Some(&file)).await;
-            runtime.stop().await;
+            let beside = Beside::find(&settings).await?;
+            let copy = match &checkpoints {
+                Some(file) => Copy::Named(file),
+                None => Copy::Own(&beside.checkpoint_file),
+            };
+            let verification = chain::verify(&beside.pool, copy).await;
+            beside.stop().await;
             let verification = verification?;
             say(&verification.to_string());
             if verification.fault.is_some() {
@@ -233,6 +238,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             }
         }
         Command::Secrets(SecretsCommand::RotateKey) => {
+            runtime::must_be_installed(&settings, "keystore")?;
             let rotation = Keystore::open(settings.data_dir.join("keystore"))?.rotate_key().await?;
             let how = if rotation.resumed { "an earlier rotation is finished" } else { "the keystore has a new key" };
             say(&format!(
@@ -242,18 +248,18 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Secrets(SecretsCommand::Move { to }) => say(&move_secrets(settings, &to).await?),
         Command::Operator(command) => {
-            let runtime = Runtime::start_beside(settings).await?;
-            let done = operate(&runtime, command).await;
-            runtime.stop().await;
+            let beside = Beside::find(&settings).await?;
+            let done = operate(&beside, command).await;
+            beside.stop().await;
             say(&done?);
         }
         Command::Byos(ByosCommand::Manifest) => say(gate::MANIFEST.trim_end()),
         Command::Byos(ByosCommand::Installer { sha256: true }) => say(gate::install_sha256()),
         Command::Byos(ByosCommand::Installer { sha256: false }) => say(gate::install_script().trim_end()),
         Command::Byos(command) => {
-            let runtime = Runtime::start_beside(settings).await?;
-            let done = byos(&runtime, command).await;
-            runtime.stop().await;
+            let beside = Beside::find(&settings).await?;
+            let done = byos(&beside, command).await;
+            beside.stop().await;
             say(&done?);
         }
         Command::Demo(_) => unreachable!("handled above"),
@@ -268,8 +274,7 @@ fn say(text: &str) {
 }
 
 async fn run_parts(settings: Settings, parts: Parts) -> anyhow::Result<()> {
-    let public_url = settings.public_url.clone();
-    let runtime = Runtime::start(settings).await?;
+    let runtime = Runtime::start(settings, parts).await?;
     let handle = runtime.stop_handle();
     tokio::spawn(async move {
         wait_for_signal().await;
@@ -282,7 +287,7 @@ async fn run_parts(settings: Settings, parts: Parts) -> anyhow::Result<()> {
     if !parts.serve {
         say("working");
     }
-    runtime.run(parts, move |_| say(&format!("ready: {public_url}"))).await
+    runtime.run(parts, |public_url| say(&format!("ready: {public_url}"))).await
 }
 
 async fn wait_for_signal() {
@@ -301,33 +306,36 @@ fn echo(shown: bool) {
 }
 
 /// What an audit event says of an operator's command.
-async fn cause_of(app: &seedplane::app::App, who: &Who, reason: &str) -> anyhow::Result<Cause> {
+async fn cause_of(app: &Beside, who: &Who, reason: &str) -> anyhow::Result<Cause> {
     let id = seedplane::accounts::operator_by_email(&app.pool, &who.email)
         .await?
         .with_context(|| format!("{} is no operator; `seedplane operator create` makes one", who.email))?;
-    anyhow::ensure!(!reason.trim().is_empty(), "--reason must say why");
-    Ok(Cause { actor: Actor::Operator(id), reason: reason.trim().to_owned(), request_id: None })
+    let reason = checked_reason(reason).map_err(|problem| anyhow::anyhow!(problem.detail))?;
+    Ok(Cause { actor: Actor::Operator(id), reason, request_id: None })
 }
 
 /// Moves every secret between the keystore and Vault.
 async fn move_secrets(settings: Settings, to: &str) -> anyhow::Result<String> {
     let vault = settings.vault.clone().context("moving secrets needs the VAULT_* settings; nothing was moved")?;
-    let keystore = Keystore::open(settings.data_dir.join("keystore"))?;
-    let vault = Vault::open(vault).await?;
-    let runtime = Runtime::start_beside(settings).await?;
-    let pool = runtime.app.pool.clone();
+    if to == "vault" {
+        runtime::must_be_installed(&settings, "keystore")?;
+    }
+    let beside = Beside::find(&settings).await?;
+    let pool = &beside.pool;
     let moving = async {
         anyhow::ensure!(
-            !runtime::others_run(&pool).await?,
+            !runtime::others_run(pool).await?,
             "a copy of the service uses this database and would go on writing to the store it knows. Nothing was moved. Stop \
              every copy, then run this again"
         );
+        let keystore = Keystore::open(settings.data_dir.join("keystore"))?;
+        let vault = Vault::open(vault).await?;
         let (from, to): (&dyn SecretStore, &dyn SecretStore) =
             if to == "vault" { (&keystore, &vault) } else { (&vault, &keystore) };
-        transfer::move_all(&pool, from, to).await
+        transfer::move_all(pool, from, to).await
     };
     let moved = moving.await;
-    runtime.stop().await;
+    beside.stop().await;
     let moved = moved?;
     Ok(format!(
         "{} secrets are in {to} now, and {} references in the database lead there. Start the service {}",
@@ -337,8 +345,7 @@ async fn move_secrets(settings: Settings, to: &str) -> anyhow::Result<String> {
     ))
 }
 
-async fn byos(runtime: &Runtime, command: ByosCommand) -> anyhow::Result<String> {
-    let app = &runtime.app;
+async fn byos(app: &Beside, command: ByosCommand) -> anyhow::Result<String> {
     if let ByosCommand::Revoke { connection, reason, operator } = command {
         let cause = cause_of(app, &operator, &reason).await?;
         let found = connections::find(&app.pool, ConnectionId(connection)).await?;
@@ -376,8 +383,7 @@ async fn byos(runtime: &Runtime, command: ByosCommand) -> anyhow::Result<String>
     Ok(lines.collect::<Vec<_>>().join("\n"))
 }
 
-async fn operate(runtime: &Runtime, command: OperatorCommand) -> anyhow::Result<String> {
-    let app = &runtime.app;
+async fn operate(app: &Beside, command: OperatorCommand) -> anyhow::Result<String> {
     let problem = |problem: seedplane::api::error::Problem| anyhow::anyhow!(problem.detail);
     let box_of = async |id: uuid::Uuid| -> anyhow::Result<_> {
         repository::resource(&app.pool, ResourceId(id)).await?.with_context(|| format!("there is no box {id}"))
@@ -407,14 +413,16 @@ async fn operate(runtime: &Runtime, command: OperatorCommand) -> anyhow::Result<
             }
             read.context("the password cannot be read from standard input")?;
             let password = SecretString::from(password.trim_end_matches(['\r', '\n']).to_owned());
-            let id = runtime::create_operator(app, &email, password).await?;
+            let id = runtime::create_operator(&app.pool, app.now(), &email, password).await?;
             Ok(format!("operator {id} ({email}) can sign in"))
         }
         OperatorCommand::Hold { resource, days, reason, operator } => {
             let cause = cause_of(&operator, &reason).await?;
             let resource = box_of(resource).await?;
             let until = (days > 0).then(|| Time(app.now().0 + Duration::from_secs(u64::from(days) * 86_400)));
-            place_hold(app, resource.id, until, &cause).await.map_err(problem)?;
+            place_hold(&app.pool, app.now(), uuid::Uuid::now_v7(), resource.id, until, &cause)
+                .await
+                .map_err(problem)?;
             Ok(match until {
                 Some(until) => format!("{} ({}) is held until {until}", resource.label, resource.id),
                 None => format!("{} ({}) is no longer held", resource.label, resource.id),
@@ -430,7 +438,7 @@ async fn operate(runtime: &Runtime, command: OperatorCommand) -> anyhow::Result<
         OperatorCommand::Terminate { resource, confirm, end_reason, reason, operator } => {
             let cause = cause_of(&operator, &reason).await?;
             let found = box_of(resource).await?;
-            terminate_check(app, &found, &confirm, &end_reason).map_err(problem)?;
+            terminate_check(app.now(), &found, &confirm, &end_reason).map_err(problem)?;
             ask(&found, Operation::Terminate, format!("{end_reason}: {reason}"), &cause).await
         }
     }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     str::FromStr,
     sync::{Arc, OnceLock},
     time::Duration,
@@ -16,7 +16,7 @@ use seedplane_provisioning::{
 };
 use seedplane_simulators::coinpayportal::{self as sandbox, CoinPayPortal as Sandbox};
 use sqlx::{
-    ConnectOptions, Connection, Executor, PgPool,
+    ConnectOptions, Connection, Executor, PgConnection, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use tokio::{net::TcpListener, sync::watch};
@@ -28,6 +28,7 @@ use crate::{
     billing::rules::Policy,
     clock::{Clock, Time},
     config::Settings,
+    ids::PlanId,
     mailer::{InboxMailer, Mailer, SmtpMailer},
     payments::{
         PaymentGateway,
@@ -52,6 +53,7 @@ pub struct Runtime {
     sandbox: Option<Sandbox>,
     owns_boxes: bool,
     settings: Settings,
+    listeners: Vec<TcpListener>,
     stop: watch::Sender<bool>,
 }
 
@@ -63,6 +65,9 @@ pub struct Parts {
     /// Carries out jobs.
     pub work: bool,
 }
+
+/// The copy of the audit checkpoints outside the database, in the data folder.
+const CHECKPOINT_FILE: &str = "audit-checkpoints.jsonl";
 
 /// The role of the running application. `set role` makes an owner's session it, and the embedded database lets it log in.
 const APPLICATION_ROLE: &str = "seedplane_app";
@@ -152,11 +157,7 @@ pub async fn migrate(url: &str) -> anyhow::Result<()> {
 /// # Errors
 /// What went wrong, or that the owner has to migrate first.
 pub async fn prepare(url: &str) -> anyhow::Result<()> {
-    let mut connection = PgConnectOptions::from_str(url)
-        .context("the database's URL cannot be read")?
-        .connect()
-        .await
-        .context("the database cannot be reached; nothing was started")?;
+    let mut connection = connect_for_look(url).await?;
     let owns: bool = sqlx::query_scalar(
         "select coalesce((select pg_has_role(c.relowner, 'usage') from pg_class c where c.oid = to_regclass('public.users')), true)",
     )
@@ -166,13 +167,36 @@ pub async fn prepare(url: &str) -> anyhow::Result<()> {
         connection.close().await?;
         return migrate(url).await;
     }
+    check_version(&mut connection).await?;
+    connection.close().await?;
+    Ok(())
+}
+
+async fn connect_for_look(url: &str) -> anyhow::Result<PgConnection> {
+    PgConnectOptions::from_str(url)
+        .context("the database's URL cannot be read")?
+        .connect()
+        .await
+        .context("the database cannot be reached; nothing was started")
+}
+
+/// Sees that the database has this version's schema, as the application.
+async fn check_version(connection: &mut PgConnection) -> anyhow::Result<()> {
+    let made: bool = sqlx::query_scalar(
+        "select to_regclass('public._sqlx_migrations') is not null and to_regclass('public.users') is not null",
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    anyhow::ensure!(
+        made,
+        "the database holds no Seedplane installation; nothing was made in it. `seedplane migrate` makes one"
+    );
     connection.execute("set role seedplane_app").await.context(
         "the login in DATABASE_URL neither owns the tables nor is a member of seedplane_app; `grant seedplane_app to` it",
     )?;
     let version: Option<i64> = sqlx::query_scalar("select max(version) from public._sqlx_migrations where success")
-        .fetch_one(&mut connection)
+        .fetch_one(&mut *connection)
         .await?;
-    connection.close().await?;
     let needed = MIGRATOR.iter().map(|migration| migration.version).max();
     anyhow::ensure!(
         version == needed,
@@ -199,19 +223,7 @@ impl Runtime {
     ///
     /// # Errors
     /// What is wrong and what to do about it; what was started is stopped again.
-    pub async fn start(settings: Settings) -> anyhow::Result<Self> {
-        Self::start_with(settings, false).await
-    }
-
-    /// Like [`Self::start`], for a command that may be given while the service runs on the same data folder.
-    ///
-    /// # Errors
-    /// As [`Self::start`].
-    pub async fn start_beside(settings: Settings) -> anyhow::Result<Self> {
-        Self::start_with(settings, true).await
-    }
-
-    async fn start_with(settings: Settings, beside_another: bool) -> anyhow::Result<Self> {
+    pub async fn start(mut settings: Settings, parts: Parts) -> anyhow::Result<Self> {
         std::fs::create_dir_all(&settings.data_dir)
             .with_context(|| format!("the data folder {} cannot be made", settings.data_dir.display()))?;
         let (embedded, url) = match &settings.database_url {
@@ -219,15 +231,9 @@ impl Runtime {
             None => {
                 let options =
                     EmbeddedOptions { data_dir: settings.data_dir.clone(), binaries: settings.postgres_bin.clone() };
-                match (Embedded::start(options).await, running_url(&settings.data_dir)) {
-                    (Ok(embedded), _) => {
-                        let url = embedded.url();
-                        (Some(embedded), url)
-                    }
-                    // A command beside a running service uses that one's database.
-                    (Err(postgres::Error::InUse { .. }), Some(url)) if beside_another => (None, url),
-                    (Err(error), _) => return Err(error.into()),
-                }
+                let embedded = Embedded::start(options).await?;
+                let url = embedded.url();
+                (Some(embedded), url)
             }
         };
         prepare(&url).await?;
@@ -246,6 +252,11 @@ impl Runtime {
                 Arc::new(InboxMailer::new(settings.data_dir.join("inbox")).context("the inbox folder cannot be made")?)
             }
         };
+        let (listeners, here) = listen(&settings, parts, trial).await?;
+        // A port that the system chose, or an address that stands for all, is where nobody can go.
+        if settings.public_url == format!("http://{}", settings.listen) {
+            settings.public_url = format!("http://{}", reachable(here.unwrap_or(settings.listen)));
+        }
         let (gateway, sandbox): (Arc<dyn PaymentGateway>, _) = match &settings.coinpayportal {
             Some(real) => {
                 let settings = gateway::Settings::new(
@@ -257,7 +268,9 @@ impl Runtime {
                 (Arc::new(CoinPayPortal::new(settings)?), None)
             }
             None => {
-                let (gateway, sandbox) = start_sandbox(&settings, secrets.as_ref(), &clock).await?;
+                let (gateway, sandbox) =
+                    start_sandbox(&settings, loopback(here.unwrap_or(settings.listen)), secrets.as_ref(), &clock)
+                        .await?;
                 (Arc::new(gateway) as _, Some(sandbox))
             }
         };
@@ -280,17 +293,17 @@ impl Runtime {
             trial,
             allow_private_servers: settings.byos_allow_private.unwrap_or(trial),
             byos_source_address: settings.byos_source_address.as_deref().map(Into::into),
-            checkpoint_file: settings.data_dir.join("audit-checkpoints.jsonl").into(),
+            checkpoint_file: settings.data_dir.join(CHECKPOINT_FILE).into(),
         };
         if trial {
-            api::trial::load_clock(&app).await?;
+            api::trial::load_clock(&app.pool, &app.clock).await?;
             add_trial_plans(&app).await?;
         }
         if embedded.is_some() {
             workers::release_all_claims(&app).await?;
         }
         let (stop, _) = watch::channel(false);
-        Ok(Self { app, embedded, local, sandbox, owns_boxes: false, settings, stop })
+        Ok(Self { app, embedded, local, sandbox, owns_boxes: false, settings, listeners, stop })
     }
 
     /// A receiver that becomes true when everything is to stop.
@@ -309,11 +322,11 @@ impl Runtime {
     }
 
     /// Runs the parts until told to stop, by [`Self::request_stop`] or because one of them failed; then stops the rest.
-    /// `ready` is called with the address once requests are answered.
+    /// `ready` is called with the public URL once requests are answered.
     ///
     /// # Errors
     /// What failed.
-    pub async fn run(mut self, parts: Parts, ready: impl FnOnce(SocketAddr) + Send) -> anyhow::Result<()> {
+    pub async fn run(mut self, parts: Parts, ready: impl FnOnce(&str) + Send) -> anyhow::Result<()> {
         let mut tasks = tokio::task::JoinSet::new();
         self.owns_boxes = parts.work;
         if let (Some(local), true) = (&self.local, parts.work) {
@@ -340,7 +353,7 @@ impl Runtime {
                 loop {
                     tokio::time::sleep(Duration::from_secs(1)).await;
                     // Another copy may have moved the clock; a failure is the database's, and said elsewhere.
-                    let _ = api::trial::load_clock(&app).await;
+                    let _ = api::trial::load_clock(&app.pool, &app.clock).await;
                 }
             });
         }
@@ -361,20 +374,18 @@ impl Runtime {
             });
         }
         if parts.serve {
-            let address = self.settings.listen;
-            let listener = TcpListener::bind(address).await.with_context(|| {
-                format!("{address} cannot be listened on; is another copy running? --listen takes another address")
-            })?;
-            let bound = listener.local_addr()?;
             let routes = router::router(self.app.clone(), self.sandbox.as_ref().map(Sandbox::router));
-            let mut stopping = self.stopping();
-            tasks.spawn(async move {
-                axum::serve(listener, routes)
-                    .with_graceful_shutdown(async move { _ = stopping.wait_for(|stop| *stop).await })
-                    .await?;
-                Ok(())
-            });
-            ready(bound);
+            for listener in std::mem::take(&mut self.listeners) {
+                let routes = routes.clone();
+                let mut stopping = self.stopping();
+                tasks.spawn(async move {
+                    axum::serve(listener, routes)
+                        .with_graceful_shutdown(async move { _ = stopping.wait_for(|stop| *stop).await })
+                        .await?;
+                    Ok(())
+                });
+            }
+            ready(&self.app.public_url);
         }
 
         let mut stopping = self.stopping();
@@ -414,9 +425,146 @@ impl Runtime {
     }
 }
 
+/// What a command needs that is given beside a service or while it is stopped. It makes nothing: no folder, no database, no
+/// schema, no key.
+pub struct Beside {
+    /// Connections on which this process is the application.
+    pub pool: PgPool,
+    /// The source of "now": the trial's, in a trial.
+    pub clock: Clock,
+    /// Where the checkpoints of the audit log are exported.
+    pub checkpoint_file: std::path::PathBuf,
+    embedded: Option<Embedded>,
+}
+
+impl Beside {
+    /// Finds the installation that the settings name: its running database, or the stopped one, which is started for the
+    /// time being.
+    ///
+    /// # Errors
+    /// That there is none, or that it cannot be used, and what to do about it.
+    pub async fn find(settings: &Settings) -> anyhow::Result<Self> {
+        let (embedded, url) = match &settings.database_url {
+            Some(url) => (None, url.expose_secret().to_owned()),
+            None => {
+                must_be_installed(settings, "postgres/PG_VERSION")?;
+                let options =
+                    EmbeddedOptions { data_dir: settings.data_dir.clone(), binaries: settings.postgres_bin.clone() };
+                match (Embedded::start(options).await, running_url(&settings.data_dir)) {
+                    (Ok(embedded), _) => {
+                        let url = embedded.url();
+                        (Some(embedded), url)
+                    }
+                    // A service is running on the folder: its database is used.
+                    (Err(postgres::Error::InUse { .. }), Some(url)) => (None, url),
+                    (Err(error), _) => return Err(error.into()),
+                }
+            }
+        };
+        let found = async {
+            let mut connection = connect_for_look(&url).await?;
+            check_version(&mut connection).await?;
+            connection.close().await?;
+            let options = match &settings.database_url {
+                Some(_) => PgConnectOptions::from_str(&url).context("DATABASE_URL cannot be read")?,
+                None => allow_application_login(&url).await?,
+            };
+            let pool = application_pool(options, 4).await?;
+            let clock = Clock::system();
+            api::trial::load_clock(&pool, &clock).await?;
+            anyhow::Ok((pool, clock))
+        };
+        match found.await {
+            Ok((pool, clock)) => {
+                let checkpoint_file = settings.data_dir.join(CHECKPOINT_FILE);
+                Ok(Self { pool, clock, checkpoint_file, embedded })
+            }
+            Err(error) => {
+                if let Some(embedded) = embedded {
+                    embedded.stop().await;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The time now, as the service sees it.
+    pub fn now(&self) -> Time {
+        Time(self.clock.now())
+    }
+
+    /// Lets go of the database, and stops it if this command started it.
+    pub async fn stop(self) {
+        self.pool.close().await;
+        if let Some(embedded) = self.embedded {
+            embedded.stop().await;
+        }
+    }
+}
+
+/// Refuses a folder that holds no installation, so that a command given with the wrong one does not make a new one there.
+///
+/// # Errors
+/// Which folder has none, and what to do.
+pub fn must_be_installed(settings: &Settings, part: &str) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        settings.data_dir.join(part).exists(),
+        "there is no Seedplane installation in {} (no {part}); nothing was made. Name the service's folder with --data-dir \
+         or SEEDPLANE_DATA_DIR, or its database with DATABASE_URL; `seedplane up` makes a new installation",
+        settings.data_dir.display()
+    );
+    Ok(())
+}
+
+/// The same port on this machine's loopback: where the trial's parts call each other, whatever the outside is.
+fn loopback(bound: SocketAddr) -> SocketAddr {
+    match bound {
+        _ if bound.ip().is_loopback() => bound,
+        SocketAddr::V6(_) if bound.ip().is_unspecified() => SocketAddr::from((Ipv6Addr::LOCALHOST, bound.port())),
+        _ => SocketAddr::from((Ipv4Addr::LOCALHOST, bound.port())),
+    }
+}
+
+/// Where a browser on this machine finds what listens there.
+fn reachable(bound: SocketAddr) -> SocketAddr {
+    if bound.ip().is_unspecified() { loopback(bound) } else { bound }
+}
+
+/// Binds what requests come in by, and says at which address and port that is. A trial that listens on an address of the
+/// network only is reached by its own sandbox gateway on loopback, too.
+async fn listen(
+    settings: &Settings,
+    parts: Parts,
+    trial: bool,
+) -> anyhow::Result<(Vec<TcpListener>, Option<SocketAddr>)> {
+    if !parts.serve {
+        return Ok((Vec::new(), None));
+    }
+    let bind = async |address: SocketAddr| {
+        TcpListener::bind(address).await.with_context(|| {
+            format!("{address} cannot be listened on; is another copy running? --listen takes another address")
+        })
+    };
+    let listener = bind(settings.listen).await?;
+    let bound = listener.local_addr()?;
+    let mut listeners = vec![listener];
+    if trial && !bound.ip().is_loopback() {
+        tracing::warn!(
+            %bound,
+            "this is a trial and it can be reached from other machines: whoever reaches it can read its inbox, with \
+             everybody's one-time links, and move its clock. Listen on 127.0.0.1 unless you trust that network"
+        );
+        if !bound.ip().is_unspecified() {
+            listeners.push(bind(loopback(bound)).await?);
+        }
+    }
+    Ok((listeners, Some(bound)))
+}
+
 /// The sandbox gateway of the trial: its keys are made once and kept like any other secret.
 async fn start_sandbox(
     settings: &Settings,
+    here: SocketAddr,
     secrets: &dyn SecretStore,
     clock: &Clock,
 ) -> anyhow::Result<(CoinPayPortal, Sandbox)> {
@@ -428,12 +576,14 @@ async fn start_sandbox(
     let api_key = secret("api-key", "cp_live_").await?;
     let webhook_secret = secret("webhook-secret", "whsecret_").await?;
     let business_id = uuid::Uuid::from_u128(0x5eed_91a9_e000_7000_8000_0000_0000_0001);
-    let here = format!("http://{}", settings.listen);
+    let here = format!("http://{here}");
     let now = clock.clone();
     let sandbox = Sandbox::new(
         sandbox::Config {
             webhook_url: Some(format!("{here}/api/webhooks/coinpayportal")),
             state_file: Some(settings.data_dir.join("sandbox-gateway.json")),
+            // The real service looks about once a minute. Here: long enough for us to ask first.
+            seen_after: jiff::SignedDuration::from_secs(25),
             ..sandbox::Config::new(api_key.expose_secret(), business_id, webhook_secret.expose_secret())
         },
         Arc::new(move || now.now()),
@@ -459,7 +609,7 @@ async fn add_trial_plans(app: &App) -> anyhow::Result<()> {
     ] {
         let price = crate::money::Usd::from_cents(cents);
         let plan = NewPlan { code, name, description, price, provider: "local", size, disk_gb };
-        let id = plans::add_version_in(&mut tx, now, &plan).await?;
+        let id = plans::add_version_in(&mut tx, PlanId::new(), now, &plan).await?;
         let after = Some(serde_json::json!({ "code": code, "price_cents": cents }));
         let event = Event { subject: Subject::Other("plan", id.0), action: "plan.version_added", before: None, after };
         events::record_in(&mut tx, now, &Cause::system(), event).await?;
@@ -472,7 +622,11 @@ async fn add_trial_plans(app: &App) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// That the address is taken or the password too weak.
-pub async fn create_operator(app: &App, email: &str, password: SecretString) -> anyhow::Result<crate::ids::UserId> {
-    let now: Time = app.now();
-    Ok(accounts::sign_up(&app.pool, email, password, accounts::Role::Operator, now, |_| Cause::system()).await?)
+pub async fn create_operator(
+    pool: &PgPool,
+    now: Time,
+    email: &str,
+    password: SecretString,
+) -> anyhow::Result<crate::ids::UserId> {
+    Ok(accounts::sign_up(pool, email, password, accounts::Role::Operator, now, |_| Cause::system()).await?)
 }

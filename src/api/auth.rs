@@ -11,7 +11,10 @@ use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
-use super::error::{Body, Id, Problem};
+use super::{
+    error::{Body, Id, Problem},
+    idempotency::NewId,
+};
 use crate::{
     accounts::{self, ApiToken, Role, SESSION_LIFETIME},
     app::App,
@@ -121,10 +124,11 @@ async fn list_tokens(State(app): State<App>, customer: Customer) -> Result<Json<
 
 /// Make an API token.
 #[utoipa::path(post, path = "/api/auth/tokens", tag = "accounts", request_body = NewToken,
-    responses((status = 201, body = CreatedToken), (status = 422, body = Problem)))]
+    responses((status = 201, body = CreatedToken), (status = 409, body = Problem), (status = 422, body = Problem)))]
 async fn create_token(
     State(app): State<App>,
     customer: Customer,
+    NewId(id): NewId,
     Body(body): Body<NewToken>,
 ) -> Result<Shown<CreatedToken>, Problem> {
     let now = app.now();
@@ -137,6 +141,7 @@ async fn create_token(
     }
     let (about, token) = accounts::create_api_token(
         &app.pool,
+        id,
         customer.principal.user_id,
         name,
         body.expires_at,

@@ -9,7 +9,11 @@ use axum::{
 use serde::{Serialize, de::DeserializeOwned};
 use utoipa::ToSchema;
 
-use crate::{accounts::AccountError, orders::OrderError, seedbox::lifecycle::TransitionError};
+use crate::{
+    accounts::{AccountError, TokenError},
+    orders::OrderError,
+    seedbox::lifecycle::TransitionError,
+};
 
 /// A problem, as it is answered.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -107,6 +111,17 @@ impl From<AccountError> for Problem {
             AccountError::BadEmail | AccountError::BadPassword => Self::bad_input(detail),
             AccountError::BadCredentials => Self::new(StatusCode::UNAUTHORIZED, "bad-credentials", detail),
             AccountError::Database(error) => error.into(),
+        }
+    }
+}
+
+impl From<TokenError> for Problem {
+    fn from(error: TokenError) -> Self {
+        let detail = error.to_string();
+        match error {
+            TokenError::TooMany => Self::new(StatusCode::CONFLICT, "too-many-tokens", detail),
+            TokenError::Made(_) => Self::conflict(detail),
+            TokenError::Database(error) => error.into(),
         }
     }
 }

@@ -3,6 +3,7 @@
 use axum::{Json, extract::State, http::StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use sqlx::PgPool;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
@@ -16,13 +17,13 @@ use crate::{
     alerts::{self, Alert},
     app::App,
     audit::{
-        chain::{self, Verification},
+        chain::{self, Copy, Verification},
         events::{self, Cause, Event, Subject},
     },
     auth::Operator,
     billing::ledger::{self, LedgerCheck},
     clock::Time,
-    ids::ResourceId,
+    ids::{PlanId, ResourceId},
     mailer::{self, templates},
     money::Usd,
     seedbox::{
@@ -116,15 +117,24 @@ struct Hold {
 }
 
 /// Stops suspension and wipe of a box until a time, whatever the workers want, in the caller's process: also for the CLI.
+/// Safe to repeat with its id.
 ///
 /// # Errors
 /// Those of the database.
-pub async fn place_hold(app: &App, resource: ResourceId, until: Option<Time>, cause: &Cause) -> Result<(), Problem> {
-    let now = app.now();
-    let mut tx = app.pool.begin().await?;
+pub async fn place_hold(
+    pool: &PgPool,
+    now: Time,
+    id: Uuid,
+    resource: ResourceId,
+    until: Option<Time>,
+    cause: &Cause,
+) -> Result<(), Problem> {
+    let mut tx = pool.begin().await?;
     let held = repository::resource(&mut *tx, resource).await?.ok_or_else(|| Problem::not_found("box"))?;
     repository::lock_account_in(&mut tx, held.user_id).await?;
-    repository::set_hold_in(&mut tx, resource, until, &cause.reason, now, cause).await?;
+    if !repository::set_hold_in(&mut tx, id, resource, until, &cause.reason, now, cause).await? {
+        return Ok(());
+    }
     let action = if until.is_some() { "resource.held" } else { "resource.hold_released" };
     let event = Event {
         subject: Subject::Resource(resource),
@@ -145,6 +155,7 @@ pub async fn place_hold(app: &App, resource: ResourceId, until: Option<Time>, ca
 async fn hold(
     State(app): State<App>,
     operator: Operator,
+    NewId(hold): NewId,
     Id(id): Id<Uuid>,
     Body(body): Body<Hold>,
 ) -> Result<Json<ResourceView>, Problem> {
@@ -153,7 +164,7 @@ async fn hold(
     if body.until.is_some_and(|until| until <= app.now()) {
         return Err(Problem::bad_input("`until` is in the past"));
     }
-    place_hold(&app, resource.id, body.until, &cause).await?;
+    place_hold(&app.pool, app.now(), hold, resource.id, body.until, &cause).await?;
     Ok(Json(ResourceView::load(&app, any(&app, id).await?).await?))
 }
 
@@ -251,7 +262,7 @@ async fn terminate(
 ) -> Result<(StatusCode, Json<ResourceView>), Problem> {
     let cause = operator.cause(&body.reason)?;
     let resource = any(&app, id).await?;
-    terminate_check(&app, &resource, &body.confirm_label, &body.end_reason)?;
+    terminate_check(app.now(), &resource, &body.confirm_label, &body.end_reason)?;
     request(&app, &resource, attempt, Operation::Terminate, &format!("{}: {}", body.end_reason, cause.reason), &cause)
         .await
 }
@@ -260,7 +271,7 @@ async fn terminate(
 ///
 /// # Errors
 /// A problem that says why not.
-pub fn terminate_check(app: &App, resource: &Resource, confirm_label: &str, end_reason: &str) -> Result<(), Problem> {
+pub fn terminate_check(now: Time, resource: &Resource, confirm_label: &str, end_reason: &str) -> Result<(), Problem> {
     if !matches!(end_reason, "operator" | "fault" | "abuse") {
         return Err(Problem::bad_input("`end_reason` is operator, fault or abuse"));
     }
@@ -274,7 +285,7 @@ pub fn terminate_check(app: &App, resource: &Resource, confirm_label: &str, end_
     if matches!(resource.status, Status::Terminating | Status::Terminated) {
         return Err(Problem::conflict(format!("the box is {} already", resource.status)));
     }
-    if resource.hold_until.is_some_and(|until| until > app.now()) {
+    if resource.hold_until.is_some_and(|until| until > now) {
         return Err(Problem::conflict("the box is held; release the hold first"));
     }
     Ok(())
@@ -308,6 +319,7 @@ struct PlanBody {
 async fn add_plan(
     State(app): State<App>,
     operator: Operator,
+    NewId(id): NewId,
     Body(body): Body<PlanBody>,
 ) -> Result<(StatusCode, Json<Plan>), Problem> {
     let cause = operator.cause(&body.reason)?;
@@ -351,9 +363,13 @@ async fn add_plan(
         size: &body.size,
         disk_gb: body.disk_gb,
     };
-    let now = app.now();
+    let (id, now) = (PlanId(id), app.now());
+    // A request repeated because its answer was lost finds the version that it made.
+    if let Some(made) = plans::find(&app.pool, id).await? {
+        return Ok((StatusCode::CREATED, Json(made)));
+    }
     let mut tx = app.pool.begin().await?;
-    let id = plans::add_version_in(&mut tx, now, &plan).await?;
+    plans::add_version_in(&mut tx, id, now, &plan).await?;
     let mut told = 0;
     if body.applies_to_existing {
         let earliest = Time(now.0 + app.policy.price_change_notice);
@@ -393,7 +409,7 @@ async fn check_ledger(State(app): State<App>, _operator: Operator) -> Result<Jso
 /// Verify the whole audit log.
 #[utoipa::path(get, path = "/api/operator/audit/verify", tag = "operator", responses((status = 200, body = Verification)))]
 async fn verify_audit(State(app): State<App>, _operator: Operator) -> Result<Json<Verification>, Problem> {
-    let verification = chain::verify(&app.pool, Some(&app.checkpoint_file))
+    let verification = chain::verify(&app.pool, Copy::Own(&app.checkpoint_file))
         .await
         .map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "audit-unreadable", error.to_string()))?;
     Ok(Json(verification))

@@ -3,11 +3,16 @@
 use axum::{Json, extract::State};
 use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
+use sqlx::PgPool;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::error::{Body, Problem};
-use crate::{app::App, clock::Time, workers};
+use crate::{
+    app::App,
+    clock::{Clock, Time},
+    workers,
+};
 
 pub(crate) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(show_clock, advance_clock))
@@ -64,8 +69,8 @@ async fn advance_clock(State(app): State<App>, Body(body): Body<Advance>) -> Res
 ///
 /// # Errors
 /// Those of the database.
-pub async fn load_clock(app: &App) -> sqlx::Result<()> {
-    let offset = sqlx::query_scalar!("select offset_microseconds from trial_clock").fetch_optional(&app.pool).await?;
-    app.clock.set_offset(SignedDuration::from_micros(offset.unwrap_or(0)));
+pub async fn load_clock(pool: &PgPool, clock: &Clock) -> sqlx::Result<()> {
+    let offset = sqlx::query_scalar!("select offset_microseconds from trial_clock").fetch_optional(pool).await?;
+    clock.set_offset(SignedDuration::from_micros(offset.unwrap_or(0)));
     Ok(())
 }

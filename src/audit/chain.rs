@@ -4,11 +4,7 @@
 //! that a whole chain is gone: the checkpoints do, and a copy of them outside the database shows that the checkpoints
 //! themselves were not rewritten. What was written after the last checkpoint is protected by its chain alone.
 
-use std::{
-    fmt,
-    io::{BufRead, Write},
-    path::Path,
-};
+use std::{fmt, io::Write, path::Path};
 
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use jiff::SignedDuration;
@@ -158,19 +154,65 @@ pub async fn seal(app: &App) -> Result<usize, StepError> {
     Ok(sealed)
 }
 
-fn read_exported(file: &Path) -> std::io::Result<Vec<ExportedCheckpoint>> {
-    let lines = match std::fs::File::open(file) {
-        Ok(file) => std::io::BufReader::new(file).lines(),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+/// What is wrong with a copy of the checkpoints: it is read by people who look for an alteration, so it says which line.
+fn damaged(file: &Path, line: usize) -> StepError {
+    StepError::Copy(format!(
+        "{} is damaged: line {line} is no checkpoint. The database was not compared with it; compare with another copy, or \
+         put this file back from a backup",
+        file.display()
+    ))
+}
+
+/// The checkpoints in a copy. A last line that a crash cut short is left out: the next export writes it again.
+fn read_copy(file: &Path) -> Result<Vec<ExportedCheckpoint>, StepError> {
+    let bytes = std::fs::read(file).map_err(|error| {
+        StepError::Copy(format!("the copy of the checkpoints, {}, cannot be read: {error}", file.display()))
+    })?;
+    let text = String::from_utf8_lossy(&bytes);
+    let complete = text.ends_with('\n');
+    let lines: Vec<&str> = text.lines().collect();
+    let mut checkpoints = Vec::new();
+    for (index, line) in lines.iter().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        match serde_json::from_str(line) {
+            Ok(checkpoint) => checkpoints.push(checkpoint),
+            Err(_) if index + 1 == lines.len() && !complete => {}
+            Err(_) => return Err(damaged(file, index + 1)),
+        }
+    }
+    Ok(checkpoints)
+}
+
+/// The number of the last checkpoint in the copy, 0 if there is none. What is damaged before it is for [`verify`] to say:
+/// it does not keep newer checkpoints from being exported.
+fn last_exported(file: &Path) -> std::io::Result<i64> {
+    let bytes = match std::fs::read(file) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
         Err(error) => return Err(error),
     };
-    // A line cut short by a crash is written again by the next export.
-    lines.filter_map(|line| line.map(|line| serde_json::from_str(&line).ok()).transpose()).collect()
+    let text = String::from_utf8_lossy(&bytes);
+    let last = text.lines().rev().find_map(|line| serde_json::from_str::<ExportedCheckpoint>(line).ok());
+    Ok(last.map_or(0, |last| last.id))
+}
+
+/// Removes a last line that a crash cut short, so that what is appended begins a line of its own.
+fn cut_torn_line(file: &std::fs::File) -> std::io::Result<()> {
+    use std::os::unix::fs::FileExt;
+    let mut end = file.metadata()?.len();
+    let mut byte = [0];
+    while end > 0 {
+        file.read_exact_at(&mut byte, end - 1)?;
+        if byte[0] == b'\n' {
+            break;
+        }
+        end -= 1;
+    }
+    if end < file.metadata()?.len() { file.set_len(end) } else { Ok(()) }
 }
 
 /// Appends to the file outside the database every checkpoint it does not hold yet.
-async fn export(pool: &PgPool, file: &Path) -> Result<(), StepError> {
-    let last = read_exported(file)?.last().map_or(0, |last| last.id);
+async fn export(pool: &PgPool, path: &Path) -> Result<(), StepError> {
+    let last = last_exported(path)?;
     let rows = sqlx::query!(
         "select id, at, chains, digest, signature, public_key from audit_checkpoints where id > $1 order by id limit 10000",
         last
@@ -180,8 +222,13 @@ async fn export(pool: &PgPool, file: &Path) -> Result<(), StepError> {
     if rows.is_empty() {
         return Ok(());
     }
+    let mut file = std::fs::OpenOptions::new().create(true).read(true).append(true).open(path)?;
+    // Two workers on one folder write one after the other, and the second only what the first has not. Nothing is awaited
+    // while the lock is held.
+    file.lock()?;
+    let last = last_exported(path)?;
     let mut lines = String::new();
-    for row in rows {
+    for row in rows.into_iter().filter(|row| row.id > last) {
         let exported = ExportedCheckpoint {
             id: row.id,
             at: row.at,
@@ -190,20 +237,36 @@ async fn export(pool: &PgPool, file: &Path) -> Result<(), StepError> {
             signature: hex::encode(row.signature),
             public_key: hex::encode(row.public_key),
         };
-        // A leading newline ends a line that a crash cut short; empty lines are skipped when read.
-        lines.push('\n');
         lines.push_str(&serde_json::to_string(&exported).expect("a checkpoint is plain JSON"));
+        lines.push('\n');
     }
-    lines.push('\n');
-    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(file)?;
+    cut_torn_line(&file)?;
     file.write_all(lines.as_bytes())?;
     file.sync_data()?;
     Ok(())
 }
 
+/// What verifying came to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Everything is as it was written, up to the newest checkpoint in the copy outside the database.
+    #[default]
+    Unaltered,
+    /// Nothing is wrong, but the copy outside the database does not reach as far as the database: `unproved` says what that
+    /// leaves open.
+    UnalteredInPart,
+    /// It cannot be known: there is no copy outside the database to compare with.
+    NotProved,
+    /// Something was changed.
+    Altered,
+}
+
 /// What verifying found.
 #[derive(Debug, Clone, Default, Serialize, ToSchema)]
 pub struct Verification {
+    /// What it came to.
+    pub verdict: Verdict,
     /// Events read.
     pub events: u64,
     /// Chains they belong to.
@@ -214,6 +277,15 @@ pub struct Verification {
     pub exported: u64,
     /// The first thing that is wrong; `null` if nothing is.
     pub fault: Option<String>,
+    /// What nothing outside the database vouches for; `null` if nothing is left open.
+    pub unproved: Option<String>,
+}
+
+impl Verification {
+    fn altered(mut self, fault: String) -> Self {
+        (self.verdict, self.fault) = (Verdict::Altered, Some(fault));
+        self
+    }
 }
 
 impl fmt::Display for Verification {
@@ -223,12 +295,43 @@ impl fmt::Display for Verification {
             "{} events in {} chains, {} signed checkpoints, {} of them compared with the copy outside the database: ",
             self.events, self.chains, self.checkpoints, self.exported
         )?;
-        match &self.fault {
-            None => f.write_str("unaltered"),
-            Some(fault) => write!(f, "ALTERED: {fault}"),
+        let fault = self.fault.as_deref().unwrap_or_default();
+        let unproved = self.unproved.as_deref().unwrap_or_default();
+        match self.verdict {
+            Verdict::Unaltered => f.write_str("unaltered"),
+            Verdict::UnalteredInPart => write!(f, "unaltered as far as the copy reaches; {unproved}"),
+            Verdict::NotProved => write!(f, "NOT PROVED: {fault}"),
+            Verdict::Altered => write!(f, "ALTERED: {fault}"),
         }
     }
 }
+
+/// The copy of the checkpoints to compare with.
+#[derive(Debug, Clone, Copy)]
+pub enum Copy<'a> {
+    /// One that somebody named: if it cannot be read, that is an error.
+    Named(&'a Path),
+    /// The one that this installation exports: if it is missing although checkpoints were made, nothing is proved.
+    Own(&'a Path),
+}
+
+impl Copy<'_> {
+    fn read(self) -> Result<Vec<ExportedCheckpoint>, StepError> {
+        match self {
+            Self::Named(file) => read_copy(file),
+            Self::Own(file) if !file.exists() => Ok(Vec::new()),
+            Self::Own(file) => read_copy(file),
+        }
+    }
+
+    fn path(self) -> String {
+        let (Self::Named(file) | Self::Own(file)) = self;
+        file.display().to_string()
+    }
+}
+
+/// How long a verification waits for a checkpoint that was just made to be exported, in steps of 100 ms.
+const EXPORT_PATIENCE: u32 = 30;
 
 fn field(hasher: &mut Sha256, value: Option<&str>) {
     match value {
@@ -267,11 +370,61 @@ fn event_hash(previous: &[u8], row: &PgRow) -> sqlx::Result<[u8; 32]> {
 /// that is wrong. Reads one snapshot, row by row.
 ///
 /// # Errors
-/// Those of the database and of reading the file; an altered log is not an error but a finding.
-pub async fn verify(pool: &PgPool, checkpoint_file: Option<&Path>) -> Result<Verification, StepError> {
-    let mut found = Verification::default();
+/// Those of the database and of reading the file; an altered log is not an error but a finding, and so is the lack of a copy
+/// that there should be.
+pub async fn verify(pool: &PgPool, copy: Copy<'_>) -> Result<Verification, StepError> {
     // Before the database is looked at: what a running service exports meanwhile would seem to be missing there.
-    let exported = checkpoint_file.map(read_exported).transpose()?.unwrap_or_default();
+    let exported = copy.read()?;
+    let mut found = verify_against(pool, &exported).await?;
+    if found.fault.is_some() {
+        return Ok(found);
+    }
+    // A checkpoint is exported a moment after it is made, and that moment may have been ours.
+    let mut reaches = last_id(&exported);
+    for _ in 0..EXPORT_PATIENCE {
+        if reaches >= found.checkpoints {
+            break;
+        }
+        if matches!(copy, Copy::Named(_)) {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        let later = copy.read()?;
+        if last_id(&later) > reaches {
+            found = verify_against(pool, &later).await?;
+            reaches = last_id(&later);
+        }
+    }
+    if found.fault.is_some() {
+        return Ok(found);
+    }
+    if found.exported == 0 && found.checkpoints > 0 {
+        found.verdict = Verdict::NotProved;
+        found.fault = Some(format!(
+            "{} checkpoints were made and the copy of them outside the database, {}, is missing or empty. The database agrees \
+             with itself, but whoever could rewrite all of it could rewrite that too; compare with a copy: --checkpoints FILE",
+            found.checkpoints,
+            copy.path()
+        ));
+    } else if found.exported < found.checkpoints {
+        found.verdict = Verdict::UnalteredInPart;
+        found.unproved = Some(format!(
+            "it ends at checkpoint {} of {}, and for the later ones there is the word of the database alone",
+            found.exported, found.checkpoints
+        ));
+    } else if found.checkpoints == 0 && found.events > 0 {
+        found.verdict = Verdict::UnalteredInPart;
+        found.unproved = Some("no checkpoint was made yet, so that only the chains vouch for themselves".to_owned());
+    }
+    Ok(found)
+}
+
+fn last_id(exported: &[ExportedCheckpoint]) -> u64 {
+    exported.last().and_then(|last| u64::try_from(last.id).ok()).unwrap_or(0)
+}
+
+async fn verify_against(pool: &PgPool, exported: &[ExportedCheckpoint]) -> Result<Verification, StepError> {
+    let mut found = Verification::default();
     let mut tx = pool.begin().await?;
     sqlx::query!("set transaction isolation level repeatable read read only").execute(&mut *tx).await?;
 
@@ -301,7 +454,7 @@ pub async fn verify(pool: &PgPool, checkpoint_file: Option<&Path>) -> Result<Ver
                 "event {id} ({} {subject}, number {seq} of its chain)",
                 row.try_get::<&str, _>("subject_kind")?
             );
-            found.fault = if seq != expected_seq {
+            let fault = if seq != expected_seq {
                 Some(format!("{name} follows number {}: at least one row before it was removed", expected_seq - 1))
             } else if previous != expected_previous {
                 Some(format!("{name} does not continue the row before it"))
@@ -310,8 +463,8 @@ pub async fn verify(pool: &PgPool, checkpoint_file: Option<&Path>) -> Result<Ver
             } else {
                 None
             };
-            if found.fault.is_some() {
-                return Ok(found);
+            if let Some(fault) = fault {
+                return Ok(found.altered(fault));
             }
             chain = Some((subject, seq, hash.to_vec()));
         }
@@ -325,14 +478,13 @@ pub async fn verify(pool: &PgPool, checkpoint_file: Option<&Path>) -> Result<Ver
     .fetch_optional(&mut *tx)
     .await?;
     if let Some(cut) = cut {
-        found.fault = Some(match cut.event {
+        return Ok(found.altered(match cut.event {
             Some(event) => format!("event {event} is not the one that checkpoint {} sealed", cut.checkpoint_id),
             None => format!(
                 "event number {} of subject {} is missing: checkpoint {} sealed it, so the end of that chain was cut off",
                 cut.seq, cut.subject_id, cut.checkpoint_id
             ),
-        });
-        return Ok(found);
+        }));
     }
     let loose = sqlx::query!(
         r#"select c.subject_id, c.seq from audit_chains c
@@ -342,15 +494,17 @@ pub async fn verify(pool: &PgPool, checkpoint_file: Option<&Path>) -> Result<Ver
     .fetch_optional(&mut *tx)
     .await?;
     if let Some(loose) = loose {
-        found.fault = Some(format!(
+        return Ok(found.altered(format!(
             "event number {} of subject {} is missing: the end of that chain was cut off",
             loose.seq, loose.subject_id
-        ));
-        return Ok(found);
+        )));
     }
 
-    found.fault = verify_checkpoints(&mut tx, &mut found, &exported).await?;
-    Ok(found)
+    let fault = verify_checkpoints(&mut tx, &mut found, exported).await?;
+    Ok(match fault {
+        Some(fault) => found.altered(fault),
+        None => found,
+    })
 }
 
 async fn verify_checkpoints(
@@ -386,8 +540,12 @@ async fn verify_checkpoints(
         }
         previous = digest.to_vec();
     }
-    for outside in exported {
+    for (position, outside) in exported.iter().enumerate() {
         found.exported += 1;
+        // A copy begins with the first checkpoint and leaves none out: a gap is an alteration of the copy.
+        if usize::try_from(outside.id).ok() != Some(position + 1) {
+            return Ok(Some(format!("checkpoint {} is missing from the copy outside the database", position + 1)));
+        }
         let inside = usize::try_from(outside.id - 1).ok().and_then(|position| checkpoints.get(position));
         let same = inside.is_some_and(|inside| {
             hex::encode(&inside.digest) == outside.digest && hex::encode(&inside.public_key) == outside.public_key

@@ -92,6 +92,10 @@ pub struct UnresolvedTopup {
     /// How much of it came, as far as the gateway says.
     #[schema(value_type = Option<String>)]
     pub received: Option<rust_decimal::Decimal>,
+    /// How much of it came by the word of a webhook, where the gateway itself no longer tells: a claim, to be proved on the
+    /// chain before it is credited.
+    #[schema(value_type = Option<String>)]
+    pub claimed: Option<rust_decimal::Decimal>,
     /// What was credited of it, in US cents.
     pub credited_cents: Usd,
     /// What is held of it, in US cents.
@@ -108,7 +112,7 @@ pub async fn unresolved(executor: impl PgExecutor<'_>) -> sqlx::Result<Vec<Unres
     sqlx::query_as!(
         UnresolvedTopup,
         r#"select id, user_id, payment_id, unresolved_reason as "reason!", coin, amount_cents, amount_to_pay,
-               received_crypto as "received", credited_cents, held_cents, created_at
+               received_crypto as "received", claimed_crypto as "claimed", credited_cents, held_cents, created_at
            from topup_intents where unresolved_reason is not null and resolved_at is null order by created_at limit 200"#
     )
     .fetch_all(executor)
@@ -119,20 +123,21 @@ pub async fn unresolved(executor: impl PgExecutor<'_>) -> sqlx::Result<Vec<Unres
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(tag = "action", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Resolution {
-    /// Add a sum to the payer's balance: what an under-paid or late payment was worth, or an excess that was proved.
+    /// Add a sum to the payer's balance: what an under-paid or late payment was worth, or an excess that was proved. What
+    /// is held of the payment goes on waiting until it is released or returned.
     Credit {
         /// In US cents.
         amount_cents: Usd,
     },
     /// Add all that is held to the payer's balance.
-    ReleaseHeld,
+    ReleaseHeld {},
     /// What is held was sent back by hand.
     ReturnHeld {
         /// The transaction that sent it.
         transaction_id: String,
     },
     /// Nothing is to be done.
-    Dismiss,
+    Dismiss {},
 }
 
 /// Resolves a payment that waits for an operator: once each time it waits.
@@ -161,7 +166,10 @@ pub async fn resolve_topup_in(
     .fetch_one(&mut *connection)
     .await?;
     let waits = topup.unresolved_reason.is_some() && topup.resolved_at.is_none();
-    if !waits {
+    // What is held is settled one day, whatever was decided before.
+    let settles =
+        matches!(resolution, Resolution::ReleaseHeld {} | Resolution::ReturnHeld { .. }) && topup.held.is_positive();
+    if !waits && !settles {
         return Err(Problem::conflict("this payment does not wait for anybody; nothing was done"));
     }
     let (payment, number) = (&topup.payment_id, topup.resolutions);
@@ -177,10 +185,10 @@ pub async fn resolve_topup_in(
             let booked = transfer(Account::Gateway, Account::Paid(user), *amount_cents, TransferKind::Topup, key, user);
             (Some(booked), *amount_cents, Usd::ZERO)
         }
-        Resolution::ReleaseHeld | Resolution::ReturnHeld { .. } if !topup.held.is_positive() => {
+        Resolution::ReleaseHeld {} | Resolution::ReturnHeld { .. } if !topup.held.is_positive() => {
             return Err(Problem::conflict("nothing is held of this payment; nothing was done"));
         }
-        Resolution::ReleaseHeld => {
+        Resolution::ReleaseHeld {} => {
             let key = format!("coinpay:{payment}:held_release:{number}");
             let booked = transfer(Account::Held, Account::Paid(user), topup.held, TransferKind::HeldRelease, key, user);
             (Some(booked), topup.held, topup.held)
@@ -194,24 +202,29 @@ pub async fn resolve_topup_in(
             };
             (Some(booked), Usd::ZERO, topup.held)
         }
-        Resolution::Dismiss if topup.held.is_positive() => {
+        Resolution::Dismiss {} if topup.held.is_positive() => {
             return Err(Problem::conflict(format!(
                 "{} are held of this payment; release or return them. Nothing was done",
                 topup.held
             )));
         }
-        Resolution::Dismiss => (None, Usd::ZERO, Usd::ZERO),
+        Resolution::Dismiss {} => (None, Usd::ZERO, Usd::ZERO),
     };
     if let Some(mut booked) = booked {
         if booked.cause.is_empty() {
             booked.cause = format!("payment {payment}");
         }
-        ledger::book_in(connection, &[booked], at).await?;
+        if ledger::book_in(connection, &[booked], at).await?.is_empty() {
+            return Err(Problem::conflict("that was done with this payment already; nothing was booked again"));
+        }
     }
+    // A sum that was credited does not settle what is held: the payment goes on waiting until that is released or returned.
+    let settled = topup.held == released;
     // What was credited by hand counts as credited: the gateway's later word adds nothing.
     sqlx::query!(
         "update topup_intents set
-             resolved_at = $2, resolutions = resolutions + 1, version = version + 1, credited_cents = credited_cents + $3,
+             resolved_at = case when $5 then $2 else resolved_at end, resolutions = resolutions + case when $5 then 1 else 0 end, version = version + 1,
+             credited_cents = credited_cents + $3,
              credited_at = case when $3::bigint > 0 then coalesce(credited_at, $2) else credited_at end,
              held_cents = held_cents - $4
          where id = $1",
@@ -219,15 +232,18 @@ pub async fn resolve_topup_in(
         at,
         credited.cents(),
         released.cents(),
+        settled,
     )
     .execute(&mut *connection)
     .await?;
-    alerts::resolve_in(connection, "topup_unresolved", &id.to_string(), at).await?;
+    if settled {
+        alerts::resolve_in(connection, "topup_unresolved", &id.to_string(), at).await?;
+    }
     let action = match resolution {
         Resolution::Credit { .. } => "credit",
-        Resolution::ReleaseHeld => "release_held",
+        Resolution::ReleaseHeld {} => "release_held",
         Resolution::ReturnHeld { .. } => "return_held",
-        Resolution::Dismiss => "dismiss",
+        Resolution::Dismiss {} => "dismiss",
     };
     let after = json!({ "action": action, "credited_cents": credited, "released_cents": released, "user_id": user });
     let before = json!({ "unresolved_reason": topup.unresolved_reason, "held_cents": topup.held });

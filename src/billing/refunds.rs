@@ -2,6 +2,7 @@
 
 use serde_json::json;
 use sqlx::PgConnection;
+use uuid::Uuid;
 
 use super::{
     ledger::{self, Account, Transfer, TransferKind},
@@ -37,7 +38,8 @@ pub async fn on_end_in(
     let price = rules::refundable(resource.price_cents, charge.refunded);
     let refund = rules::refund_on_end(price, &period, activated_at.0, at.0, end, policy).min(left);
     if refund.is_positive() {
-        book_in(connection, resource, &charge, refund, &format!("the box ended ({reason})"), at).await?;
+        let key = format!("refund:{}:{}", charge.key, charge.refunds);
+        book_in(connection, resource, &charge, refund, &key, &format!("the box ended ({reason})"), at).await?;
         tracing::info!(resource = %resource.id, %refund, actor = %cause.actor, "refunded at the end of a box");
     }
     Ok(refund)
@@ -113,12 +115,14 @@ fn arrears(resource: &Resource, debit: Account, amount: Usd, kind: TransferKind,
 }
 
 /// Gives back a part of a charge by an operator's decision: the `n`th of the box, from 0, or its last. The refunds of a
-/// charge never add up to more than it.
+/// charge never add up to more than it. Safe to repeat with its id: what was booked under it stays the only one, also when
+/// the box has been charged again in between.
 ///
 /// # Errors
 /// A problem that says how much can be refunded; nothing was booked then.
 pub async fn refund_in(
     connection: &mut PgConnection,
+    id: Uuid,
     resource: &Resource,
     n: Option<i32>,
     amount: Usd,
@@ -126,6 +130,17 @@ pub async fn refund_in(
     cause: &Cause,
 ) -> Result<(), Problem> {
     repository::lock_account_in(connection, resource.user_id).await?;
+    let key = format!("refund:{id}");
+    let booked = sqlx::query_scalar!(
+        r#"select exists (select from ledger_transfers
+               where idempotency_key in ($1 || ':paid', $1 || ':promotional')) as "booked!""#,
+        key
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    if booked {
+        return Ok(());
+    }
     let n = n.unwrap_or(resource.charged_total - 1);
     let Some(charge) = charge(connection, resource, n).await? else {
         return Err(Problem::bad_input(format!(
@@ -140,7 +155,7 @@ pub async fn refund_in(
             charge.amount, charge.refunded
         )));
     }
-    book_in(connection, resource, &charge, amount, &cause.reason, at).await?;
+    book_in(connection, resource, &charge, amount, &key, &cause.reason, at).await?;
     let event = Event {
         subject: Subject::Resource(resource.id),
         action: "resource.refunded",
@@ -195,6 +210,7 @@ async fn book_in(
     resource: &Resource,
     charge: &Charged,
     amount: Usd,
+    key: &str,
     why: &str,
     at: Time,
 ) -> sqlx::Result<()> {
@@ -206,7 +222,7 @@ async fn book_in(
         credit: credit(resource.user_id),
         amount,
         kind: TransferKind::Refund,
-        idempotency_key: format!("refund:{}:{}:{part}", charge.key, charge.refunds),
+        idempotency_key: format!("{key}:{part}"),
         cause: format!("{} {why}", charge.key),
         user_id: resource.user_id,
         resource_id: Some(resource.id),

@@ -78,7 +78,7 @@ pub fn of(connection: &Connection, public_url: &str) -> Onboarding {
             gate::manifest_sha256()
         ),
         "Where the server has sudo or doas, it allows that user to restart, and to read the log of, the services that the \
-         manifest names, and nothing else. Add --without-restart to the end of the line to leave that out."
+         manifest names, and nothing else. Put --without-restart right after the key to leave that out."
             .to_owned(),
         format!("{lets_in} adds one line to /var/lib/{LOGIN}/.ssh/authorized_keys: {authorized_keys_line}"),
         "It prints the fingerprints of the server's own SSH keys. Compare them with the one shown here: if they are the \

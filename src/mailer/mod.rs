@@ -226,8 +226,8 @@ async fn send_next(pool: &PgPool, mailer: &dyn Mailer, public_url: &str, clock: 
     if body.contains(CREDENTIALS_LINK) {
         let (token, hash) = accounts::new_token("spl");
         sqlx::query!(
-            "insert into one_time_links (token_hash, user_id, resource_id, purpose, created_at, expires_at)
-             values ($1, $2, $3, 'credentials', $4, $5)",
+            "insert into one_time_links (token_hash, user_id, resource_id, purpose, created_at, expires_at, credentials_version)
+             values ($1, $2, $3, 'credentials', $4, $5, (select credentials_version from seedbox_resources where id = $3))",
             &hash,
             mail.user_id.0,
             mail.resource_id as _,

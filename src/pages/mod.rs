@@ -88,7 +88,7 @@ async fn open(State(app): State<App>, Path(token): Path<String>) -> Result<Respo
     let link = sqlx::query!(
         r#"update one_time_links set used_at = $2
            where token_hash = $1 and used_at is null and expires_at > $2 and purpose = 'credentials'
-           returning user_id as "user_id: UserId", resource_id as "resource_id: ResourceId""#,
+           returning user_id as "user_id: UserId", resource_id as "resource_id: ResourceId", credentials_version"#,
         &accounts::hash_token(&token),
         now,
     )
@@ -108,6 +108,12 @@ async fn open(State(app): State<App>, Path(token): Path<String>) -> Result<Respo
         None => None,
     };
     let Some(resource) = resource else { return Ok(closed("The box it is for is gone.")) };
+    // Whoever has an old mail has no new password.
+    if link.credentials_version != Some(resource.credentials_version) {
+        return Ok(closed(
+            "The password it was for has been replaced since. The mail about the new password has a link of its own.",
+        ));
+    }
     let cause = Cause { actor: Actor::User(link.user_id), reason: "one-time link".to_owned(), request_id: None };
     match resources::reveal(&app, &resource, &cause).await {
         Ok((login, password)) => {

@@ -134,11 +134,15 @@ pub struct NewPlan<'a> {
 ///
 /// # Errors
 /// Those of the database.
-pub async fn add_version_in(connection: &mut PgConnection, at: Time, plan: &NewPlan<'_>) -> sqlx::Result<PlanId> {
+pub async fn add_version_in(
+    connection: &mut PgConnection,
+    id: PlanId,
+    at: Time,
+    plan: &NewPlan<'_>,
+) -> sqlx::Result<PlanId> {
     sqlx::query!("update seedbox_plans set on_sale = false where code = $1 and on_sale", plan.code)
         .execute(&mut *connection)
         .await?;
-    let id = PlanId::new();
     sqlx::query!(
         "insert into seedbox_plans (id, code, version, name, description, price_cents, provider, size, disk_gb, created_at)
          select $1, $2, coalesce(max(version), 0) + 1, $3, $4, $5, $6, $7, $8, $9 from seedbox_plans where code = $2",

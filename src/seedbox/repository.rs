@@ -91,18 +91,26 @@ pub async fn mark_credentials_shown_in(connection: &mut PgConnection, resource: 
     Ok(marked.rows_affected() == 1)
 }
 
-/// Stops suspension and wipe of a resource until a time, whatever the workers want; `None` lifts it.
+/// Stops suspension and wipe of a resource until a time, whatever the workers want; `None` lifts it. False if the hold with
+/// this id was placed before, in which case nothing is written.
 ///
 /// # Errors
 /// Those of the database.
 pub async fn set_hold_in(
     connection: &mut PgConnection,
+    id: Uuid,
     resource: ResourceId,
     until: Option<Time>,
     reason: &str,
     at: Time,
     cause: &Cause,
-) -> sqlx::Result<()> {
+) -> sqlx::Result<bool> {
+    let placed = sqlx::query_scalar!(r#"select exists (select from holds where id = $1) as "placed!""#, id)
+        .fetch_one(&mut *connection)
+        .await?;
+    if placed {
+        return Ok(false);
+    }
     sqlx::query!(
         "update seedbox_resources set hold_until = $2, version = version + 1 where id = $1",
         resource.0,
@@ -116,7 +124,7 @@ pub async fn set_hold_in(
     if let Some(until) = until {
         sqlx::query!(
             "insert into holds (id, resource_id, reason, placed_by, placed_at, until) values ($1, $2, $3, $4, $5, $6)",
-            Uuid::now_v7(),
+            id,
             resource.0,
             reason,
             cause.actor.to_string(),
@@ -126,7 +134,7 @@ pub async fn set_hold_in(
         .execute(&mut *connection)
         .await?;
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Stores the provider's name of the machine as soon as it is known. Fenced by the version.

@@ -69,6 +69,9 @@ pub enum StepError {
     /// Something of ours failed on the way to a customer's server.
     #[error(transparent)]
     Broker(#[from] BrokerError),
+    /// The copy of the audit checkpoints outside the database cannot be compared with.
+    #[error("{0}")]
+    Copy(String),
 }
 
 /// Makes graphile_worker's tables and lets the application use them. Run as the owner.

@@ -243,15 +243,21 @@ pub async fn check(app: &App, id: TopupId) -> Result<Next, StepError> {
         stable,
         paid_late: topup.unresolved_reason.as_deref() == Some("paid_late"),
     };
+    let mut claimed = None;
     let mut outcome = rules::advance(&known, status, seen.received, now.0, &app.policy);
     if outcome.credit.is_positive()
         && outcome.excess == Usd::ZERO
         && outcome.held == Usd::ZERO
         && seen.received.is_none()
     {
-        // More than was asked may have come, by the word of a webhook alone: nothing is booked on that, an operator looks.
-        if claimed_above(app, &payment_id, expected).await? {
+        // More than was asked may have come, by the word of a webhook alone, and the gateway tells it nowhere else once it
+        // has confirmed: nothing is booked on that, an operator looks.
+        claimed = claimed_above(app, &payment_id, expected).await?;
+        if let Some(claimed) = claimed {
             outcome.unresolved = Some("excess_claimed");
+            sqlx::query!("update topup_intents set claimed_crypto = $2 where id = $1", id.0, claimed)
+                .execute(&app.pool)
+                .await?;
         }
     }
     let changed =
@@ -288,7 +294,12 @@ pub async fn check(app: &App, id: TopupId) -> Result<Next, StepError> {
         return Ok(Next::Again(Duration::from_millis(20)));
     }
     if let Some(reason) = news {
-        let detail = format!("payment {payment_id}: {reason}; expected {expected}, received {:?}", seen.received);
+        let received = seen.received.or(topup.received_crypto);
+        let received =
+            received.map_or_else(|| "an amount the gateway no longer tells".to_owned(), |coins| coins.to_string());
+        let claim =
+            claimed.map_or_else(String::new, |coins| format!("; a webhook claims {coins}, which nothing proves"));
+        let detail = format!("payment {payment_id}: {reason}; expected {expected}, received {received}{claim}");
         alerts::raise(&app.pool, "topup_unresolved", &id.to_string(), &detail, now).await?;
     }
     if outcome.credit.is_positive() {
@@ -317,29 +328,33 @@ fn next_poll_after(quoted_at: Time, mut polls_done: i32, now: Time) -> (Option<T
     }
 }
 
-/// Whether a verified webhook of this payment claims that more came than was asked.
-async fn claimed_above(app: &App, payment_id: &str, expected: Decimal) -> sqlx::Result<bool> {
+/// The most that a verified webhook of this payment claims to have come, if that is more than was asked.
+async fn claimed_above(app: &App, payment_id: &str, expected: Decimal) -> sqlx::Result<Option<Decimal>> {
     let raws = sqlx::query_scalar!(
         "select raw from gateway_events where payment_id = $1 order by received_at limit 20",
         payment_id
     )
     .fetch_all(&app.pool)
     .await?;
-    Ok(raws.iter().any(|raw| {
-        serde_json::from_str::<serde_json::Value>(raw).ok().is_some_and(|event| {
-            let claimed = match &event["data"]["received_amount"] {
-                serde_json::Value::Number(number) => number.to_string(),
-                serde_json::Value::String(text) => text.clone(),
-                _ => return false,
-            };
-            let claimed = claimed.parse().or_else(|_| Decimal::from_scientific(&claimed));
-            // Less than a cent's worth above is what rounding up to the token's decimals makes.
-            claimed.is_ok_and(|claimed| claimed > expected * Decimal::new(1001, 3))
-        })
-    }))
+    let claims = raws.iter().filter_map(|raw| {
+        let event = serde_json::from_str::<serde_json::Value>(raw).ok()?;
+        let claimed = match &event["data"]["received_amount"] {
+            serde_json::Value::Number(number) => number.to_string(),
+            serde_json::Value::String(text) => text.clone(),
+            _ => return None,
+        };
+        claimed.parse().or_else(|_| Decimal::from_scientific(&claimed)).ok()
+    });
+    // Less than a cent's worth above is what rounding up to the token's decimals makes.
+    Ok(claims.filter(|claimed| *claimed > expected * Decimal::new(1001, 3)).max())
 }
 
-/// Asks about every payment that is due for it, at most 500, and closes the orders nobody paid in time.
+/// An open quote is asked about no more often than this. The gateway looks for money by itself about once a minute, and
+/// from then on tells nobody how much it found: whoever asks before that knows an over-payment to the cent.
+const WATCH_EVERY: jiff::SignedDuration = jiff::SignedDuration::from_secs(4);
+
+/// Asks about every payment that is due for it, at most 500, about open quotes all the time, and closes the orders nobody
+/// paid in time.
 ///
 /// # Errors
 /// Those of the database.
@@ -349,6 +364,17 @@ pub async fn poll(app: &App) -> Result<(), StepError> {
         "select id from topup_intents
          where next_poll_at <= $1 and (ask_not_before is null or ask_not_before <= $1) order by next_poll_at limit 500",
         now
+    )
+    .fetch_all(&app.pool)
+    .await?;
+    let watched = sqlx::query_scalar!(
+        "update topup_intents set looked_at = $1
+         where id in (select id from topup_intents
+                      where status in ('pending', 'detected') and (looked_at is null or looked_at < $2) and expires_at > $1
+                      order by looked_at nulls first limit 200 for update skip locked)
+         returning id",
+        now,
+        Time(now.0 - WATCH_EVERY),
     )
     .fetch_all(&app.pool)
     .await?;
@@ -362,7 +388,7 @@ pub async fn poll(app: &App) -> Result<(), StepError> {
     .fetch_all(&app.pool)
     .await?;
     let mut connection = app.pool.acquire().await?;
-    for id in due {
+    for id in due.into_iter().chain(watched) {
         jobs::enqueue_in(&mut connection, Job::CheckPayment(id)).await?;
     }
     for id in lost {

@@ -1,6 +1,6 @@
 //! The audit log proves that it was not altered, and names what was.
 
-use seedplane::audit::chain;
+use seedplane::audit::chain::{self, Copy};
 use sqlx::Executor;
 
 use crate::support::TestApp;
@@ -21,7 +21,7 @@ async fn tamper(test: &TestApp, statement: &str) {
 }
 
 async fn fault(test: &TestApp) -> Option<String> {
-    chain::verify(&test.app.pool, Some(&test.app.checkpoint_file)).await.unwrap().fault
+    chain::verify(&test.app.pool, Copy::Own(&test.app.checkpoint_file)).await.unwrap().fault
 }
 
 #[tokio::test]

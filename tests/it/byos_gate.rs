@@ -22,7 +22,7 @@ use seedplane_provisioning::node::gate::{self, Argument};
 use seedplane_simulators::server::StandInServer;
 use uuid::Uuid;
 
-use crate::support::temporary;
+use crate::support::{PATIENCE, temporary};
 
 /// The shells that `/bin/sh` is on the systems that the gate is for: Debian and Ubuntu, Fedora, Alpine.
 const SHELLS: [&str; 3] = ["dash", "bash", "busybox"];
@@ -149,7 +149,9 @@ impl Site {
     fn ssh(&self, key: &Key, options: &[&str]) -> Command {
         let mut command = Command::new("ssh");
         command.env_clear().env("PATH", "/usr/bin:/bin").stdin(Stdio::null());
-        command.args(["-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-o", "ConnectTimeout=20"]);
+        command.args(["-F", "none", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-o", "ConnectTimeout=60"]);
+        // Much cheaper than the default, and not what is tested here.
+        command.args(["-o", "KexAlgorithms=curve25519-sha256"]);
         command.args(["-o", "StrictHostKeyChecking=yes", "-o", "LogLevel=ERROR", "-o"]);
         command.arg(format!("UserKnownHostsFile={}", self.folder.join("known_hosts").display()));
         command.arg("-i").arg(&key.file).args(["-p", &self.server.port().to_string()]).args(options);
@@ -237,8 +239,9 @@ struct Master {
 impl Master {
     fn open(site: &Site, key: &Key) -> Self {
         let socket = site.folder.join(format!("master-{}", &Uuid::new_v4().to_string()[..8]));
-        let mut process = site.ssh(key, &["-M", "-N", "-S", socket.to_str().unwrap()]).spawn().unwrap();
-        let until = Instant::now() + Duration::from_secs(20);
+        let mut process = site.ssh(key, &["-M", "-N", "-S", socket.to_str().unwrap()]);
+        let mut process = process.stderr(Stdio::null()).spawn().unwrap();
+        let until = Instant::now() + PATIENCE;
         while !socket.exists() {
             assert!(process.try_wait().unwrap().is_none() && Instant::now() < until, "no connection to share");
             thread::sleep(Duration::from_millis(10));
@@ -265,6 +268,7 @@ fn gate_does_every_action_of_its_manifest_in_every_shell() {
     }
     with_each_shell(|shell, site| {
         let second = new_key(&site.folder);
+        let master = Master::open(site, &site.key);
         for action in gate::actions() {
             let argument = match &action.argument {
                 Argument::None => String::new(),
@@ -274,7 +278,7 @@ fn gate_does_every_action_of_its_manifest_in_every_shell() {
                 }
                 Argument::Ed25519Key => format!(" {}", second.public),
             };
-            let answer = site.ask(&format!("{}{argument}", action.name));
+            let answer = master.send(site, format!("{} {}{argument}", Uuid::new_v4(), action.name));
             // Nothing that has a torrent client's name runs on the stand-in.
             let expected = if action.name == "client-status" { 1 } else { 0 };
             assert_eq!(answer.code, Some(expected), "{shell}: {}: {answer:?}", action.name);
@@ -759,6 +763,14 @@ fn gate_refuses_everything_else_and_runs_nothing_of_it() {
     let different: std::collections::BTreeSet<_> = lines.iter().collect();
     assert!(different.len() == lines.len() && lines.len() >= 200, "{} of {}", different.len(), lines.len());
     with_each_shell(|shell, site| {
+        // What is only words is the same to every shell, so each gets a third of that; the rest goes to all of them.
+        let only_words = |line: &OsString| {
+            line.as_encoded_bytes().iter().all(|byte| byte.is_ascii_alphanumeric() || b" -./".contains(byte))
+        };
+        let turn = SHELLS.iter().position(|known| *known == shell).unwrap();
+        let chosen = lines.iter().enumerate().filter(|(number, line)| number % 3 == turn || !only_words(line));
+        let lines: Vec<_> = chosen.map(|(_, line)| line).collect();
+        assert!(lines.len() >= 200, "{}", lines.len());
         let before = site.files();
         let masters = [(); 2].map(|()| Master::open(site, &site.key));
         thread::scope(|scope| {
@@ -862,7 +874,7 @@ fn key_opens_nothing_but_the_gate() {
     let (local, socks) = (free(), free());
     let forward = format!("127.0.0.1:{local}:127.0.0.1:{port}");
     let mut ssh = site.ssh(&site.key, &["-N", "-L", &forward, "-D", &format!("127.0.0.1:{socks}")]).spawn().unwrap();
-    let until = Instant::now() + Duration::from_secs(20);
+    let until = Instant::now() + PATIENCE;
     while TcpStream::connect(("127.0.0.1", socks)).is_err() {
         assert!(Instant::now() < until, "the client does not listen");
         thread::sleep(Duration::from_millis(20));
@@ -918,7 +930,7 @@ fn key_opens_nothing_but_the_gate() {
     for everything in [false, true] {
         if everything {
             site.root("echo 'AcceptEnv *' >>/etc/ssh/sshd_config.0 && kill -HUP $(cat /run/sshd.0.pid)").ok();
-            let until = Instant::now() + Duration::from_secs(20);
+            let until = Instant::now() + PATIENCE;
             while site.ask("hello").code != Some(0) {
                 assert!(Instant::now() < until, "sshd is not back");
             }
@@ -965,7 +977,7 @@ fn what_takes_too_long_is_ended_also_when_the_client_is_gone() {
         let answer = site.ask("slow");
         assert!(answer.code == Some(124) && answer.out == "$ sleep 300\n", "{shell}: {answer:?}");
         assert!(
-            began.elapsed() > Duration::from_secs(1) && began.elapsed() < Duration::from_secs(6),
+            began.elapsed() > Duration::from_secs(1) && began.elapsed() < Duration::from_secs(30),
             "{:?}",
             began.elapsed()
         );
@@ -984,7 +996,7 @@ fn what_takes_too_long_is_ended_also_when_the_client_is_gone() {
             let mut first = [0; 2];
             client.stdout.take().unwrap().read_exact(&mut first).unwrap();
             assert_eq!(&first, b"$ ");
-            let until = Instant::now() + Duration::from_secs(20);
+            let until = Instant::now() + PATIENCE;
             client.kill().unwrap();
             client.wait().unwrap();
             while site.log().len() < lines + 2 {

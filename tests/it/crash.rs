@@ -126,7 +126,7 @@ async fn check(server: &Server, child: &mut Child, kill: u32) {
     let pool = sqlx::postgres::PgPoolOptions::new().max_connections(1).connect(&url).await.unwrap();
     let ledger = ledger::check(&pool).await.unwrap();
     assert!(ledger.is_sound(), "after kill {kill}: {ledger:?}");
-    let audit = chain::verify(&pool, Some(&server.data.join("audit-checkpoints.jsonl"))).await.unwrap();
+    let audit = chain::verify(&pool, chain::Copy::Own(&server.data.join("audit-checkpoints.jsonl"))).await.unwrap();
     assert_eq!(audit.fault, None, "after kill {kill}");
     // Every payment credited once, no period of a box charged twice, whatever was cut off.
     let twice: i64 = sqlx::query_scalar(

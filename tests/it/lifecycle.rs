@@ -156,6 +156,8 @@ async fn a_stranger_gets_404_everywhere() {
     let topup = test.get(&buyer, "/api/billing/topups").await[0]["id"].as_str().unwrap().to_owned();
     let token =
         test.post(&buyer, "/api/auth/tokens", json!({ "name": "laptop" })).await["id"].as_str().unwrap().to_owned();
+    let connection = test.post(&buyer, "/api/byos/connections", json!({ "host": "box.example" })).await;
+    let connection = connection["id"].as_str().unwrap().to_owned();
     let description = test.call(None, Method::GET, "/openapi.json", None).await.1;
     let mut tried = 0;
     for (path, methods) in description["paths"].as_object().unwrap() {
@@ -170,6 +172,8 @@ async fn a_stranger_gets_404_everywhere() {
                 url.replace("{id}", &order)
             } else if path.contains("/topups/") {
                 url.replace("{id}", &topup)
+            } else if path.contains("/connections/") {
+                url.replace("{id}", &connection).replace("{command_id}", &connection)
             } else {
                 url.replace("{id}", &token)
             };
@@ -180,6 +184,9 @@ async fn a_stranger_gets_404_everywhere() {
                 "terminate" => json!({ "confirm_label": "Small" }),
                 "priority" => json!({ "priority": 1 }),
                 "upgrade" => json!({ "plan_id": id }),
+                "confirm-host-key" => json!({ "fingerprint": "SHA256:x" }),
+                "consent" => json!({ "gate_sha256": "x", "manifest_sha256": "x" }),
+                "run" => json!({ "action": "disk" }),
                 _ => json!({}),
             };
             let method: Method = method.to_uppercase().parse().unwrap();
@@ -287,4 +294,46 @@ async fn an_end_for_abuse_holds_the_balance_and_nothing_is_bought_from_it() {
     assert!(order["resource_id"].is_string(), "{order}");
     test.idle().await;
     test.assert_sound().await;
+}
+
+/// The one-time links in the mails of the inbox, newest mail first.
+async fn links(test: &TestApp) -> Vec<String> {
+    let inbox = test.http.get(format!("{}/trial/inbox", test.base)).send().await.unwrap().text().await.unwrap();
+    inbox
+        .split("href=\"")
+        .skip(1)
+        .filter_map(|rest| rest.split('"').next())
+        .filter(|url| url.contains("/link/"))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[tokio::test]
+async fn a_link_opens_the_password_it_was_made_for_and_no_newer_one() {
+    let test = TestApp::new().await;
+    let buyer = test.customer().await;
+    let id = test.active_box(&buyer, 1500).await;
+    let path = format!("/api/seedbox/resources/{id}");
+    test.until_handed("box_ready", 1).await;
+    let old = links(&test).await;
+    assert_eq!(old.len(), 1, "{old:?}");
+    test.post(&buyer, &format!("{path}/rotate-credentials"), json!({})).await;
+    test.until_handed("credentials_rotated", 1).await;
+    let open = async |url: &str| {
+        let answer = test.http.post(url).send().await.unwrap();
+        (answer.status(), answer.text().await.unwrap())
+    };
+    let (status, page) = open(&old[0]).await;
+    assert_eq!(status, StatusCode::GONE, "{page}");
+    assert!(page.contains("replaced since") && !page.contains("<dt>Password</dt>"), "{page}");
+    assert_eq!(test.get(&buyer, &path).await["credentials_shown"], false, "the new password was not used up");
+    let new: Vec<String> = links(&test).await.into_iter().filter(|url| !old.contains(url)).collect();
+    // Looking opens nothing: mail scanners look too.
+    let looked = test.http.get(&new[0]).send().await.unwrap();
+    assert_eq!(looked.status(), StatusCode::OK);
+    assert!(!looked.text().await.unwrap().contains("<dt>Password</dt>"));
+    let (status, page) = open(&new[0]).await;
+    assert!(status == StatusCode::OK && page.contains("<dt>Password</dt>"), "{status} {page}");
+    assert_eq!(open(&new[0]).await.0, StatusCode::GONE, "once");
+    assert_eq!(open(&format!("{}/link/spl_made-up", test.base)).await.0, StatusCode::GONE);
 }

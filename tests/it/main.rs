@@ -22,3 +22,4 @@ mod schema;
 mod secrets;
 mod seedbox_orders;
 mod story;
+mod trial;

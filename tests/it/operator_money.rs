@@ -122,10 +122,17 @@ async fn a_payment_that_waits_is_resolved_once() {
     assert_eq!(refused(&test, &buyer, &path, release.clone()).await, 404);
     let dismiss = json!({ "resolution": { "action": "dismiss" }, "reason": "?" });
     assert_eq!(refused(&test, &operator, &path, dismiss).await, 409, "held money is not forgotten");
+    let mistyped = json!({ "resolution": { "action": "release_held", "amount_cents": 5 }, "reason": "?" });
+    assert_eq!(refused(&test, &operator, &path, mistyped).await, 422, "what an action does not take is refused");
+    // A sum credited by hand settles nothing of what is held: that goes on waiting.
+    let credit = json!({ "resolution": { "action": "credit", "amount_cents": 5 }, "reason": "rounding" });
+    test.post(&operator, &path, credit.clone()).await;
+    assert_eq!(refused(&test, &operator, &path, credit).await, 409, "credited once");
+    assert_eq!(test.get(&operator, "/api/operator/topups/unresolved").await[0]["held_cents"].as_i64(), Some(held));
     test.post(&operator, &path, release.clone()).await;
     assert_eq!(refused(&test, &operator, &path, release).await, 409, "once");
     let account = test.get(&buyer, "/api/billing/account").await;
-    assert_eq!(account["paid_cents"].as_i64(), Some(1000 + held));
+    assert_eq!(account["paid_cents"].as_i64(), Some(1005 + held));
     assert_eq!(test.get(&operator, "/api/operator/topups/unresolved").await, json!([]));
     let alerts = test.get(&operator, "/api/operator/alerts").await;
     assert!(alerts.as_array().unwrap().iter().all(|alert| alert["kind"] != "topup_unresolved"), "{alerts}");

@@ -184,6 +184,30 @@ async fn over_credits_the_quote_and_the_excess_or_holds_it() {
     test.assert_sound().await;
 }
 
+/// The gateway confirmed before it was asked: it tells nobody how much came any more, and a webhook's word is a claim.
+#[tokio::test]
+async fn an_excess_that_only_a_webhook_claims_is_shown_and_not_booked() {
+    let test = TestApp::new().await;
+    let operator = test.person(seedplane::accounts::Role::Operator).await;
+    let (buyer, path, payment) = open(&test, 1000).await;
+    test.world.sandbox.pay(payment, PayAmount::Over).await.unwrap();
+    test.world.sandbox.tick().await;
+    let body = json!({ "id": "evt_1", "type": "payment.confirmed", "created_at": "2026-01-01T00:00:00Z",
+        "data": { "payment_id": payment, "status": "confirmed", "received_amount": 15.25 }, "business_id": test.world.business_id })
+    .to_string();
+    let signature = sign(&test.world.webhook_secret, test.app.clock.now().as_second(), body.as_bytes());
+    let request = test.http.post(format!("{}/api/webhooks/coinpayportal", test.base)).body(body);
+    assert_eq!(request.header("x-coinpay-signature", signature).send().await.unwrap().status(), StatusCode::OK);
+    let topup = test.until(&buyer, &path, |topup| topup["credited_cents"] == 1000).await;
+    assert_eq!((topup["held_cents"].as_i64(), topup["received"].as_str()), (Some(0), None), "{topup}");
+    let waiting = test.get(&operator, "/api/operator/topups/unresolved").await;
+    assert_eq!(waiting[0]["reason"], "excess_claimed");
+    assert_eq!((waiting[0]["claimed"].as_str(), waiting[0]["received"].as_str()), (Some("15.25"), None), "{waiting}");
+    let alerts = test.until(&operator, "/api/operator/alerts", |alerts| alerts[0]["kind"] == "topup_unresolved").await;
+    assert!(alerts[0]["detail"].as_str().unwrap().contains("a webhook claims 15.25"), "{alerts}");
+    test.assert_sound().await;
+}
+
 #[tokio::test]
 async fn late_is_not_lost_and_a_lost_webhook_is_found_by_asking() {
     let test = TestApp::new().await;

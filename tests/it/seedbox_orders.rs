@@ -1,6 +1,7 @@
 //! Orders: no box before a verified payment, and each request carried out once.
 
 use reqwest::{Method, StatusCode};
+use seedplane::accounts::Role;
 use seedplane_simulators::coinpayportal::PayAmount;
 use serde_json::json;
 
@@ -88,6 +89,170 @@ async fn the_same_key_orders_once() {
     let (after, found) = send(json!({ "plan_id": plan })).await;
     assert_eq!((after, &found["id"]), (StatusCode::CREATED, &order["id"]));
     assert_eq!(test.get(&buyer, "/api/seedbox/orders").await.as_array().unwrap().len(), 1);
+}
+
+/// Every POST that makes something is sent, its answer is lost before it was kept, and it is sent again: made once.
+#[tokio::test]
+async fn whatever_is_posted_is_made_once_when_its_answer_is_lost() {
+    let test = TestApp::new().await;
+    let (operator, buyer) = (test.person(Role::Operator).await, test.customer().await);
+    let id = test.active_box(&buyer, 1500).await;
+    test.top_up(&buyer, 5000).await;
+    let (plan, dearer) = (test.plan(1500).await, test.plan_of("Large", "large", 3000).await);
+    let topup = test.post(&buyer, "/api/billing/topups", json!({ "amount_cents": 1000 })).await;
+    let due: rust_decimal::Decimal = topup["amount_to_pay"].as_str().unwrap().parse().unwrap();
+    let payment = topup["payment_id"].as_str().unwrap().parse().unwrap();
+    test.world.sandbox.pay(payment, PayAmount::Decimal(due * rust_decimal::Decimal::from(3))).await.unwrap();
+    let waiting = format!("/api/billing/topups/{}", topup["id"].as_str().unwrap());
+    test.until(&buyer, &waiting, |topup| topup["unresolved_reason"] == "excess_held").await;
+
+    let owned = format!("/api/seedbox/resources/{id}");
+    let operated = format!("/api/operator/resources/{id}");
+    let customer = format!("/api/operator/customers/{}", buyer.id);
+    let until = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(72);
+    let steps = [
+        ("/api/auth/tokens", &buyer, "/api/auth/tokens".to_owned(), json!({ "name": "laptop" })),
+        ("/api/billing/topups", &buyer, "/api/billing/topups".to_owned(), json!({ "amount_cents": 700 })),
+        ("/api/seedbox/orders", &buyer, "/api/seedbox/orders".to_owned(), json!({ "plan_id": plan })),
+        (
+            "/api/operator/plans",
+            &operator,
+            "/api/operator/plans".to_owned(),
+            json!({ "code": "twice", "name": "Twice", "price_cents": 900, "provider": "memory", "size": "small", "disk_gb": 5, "reason": "x" }),
+        ),
+        (
+            "/api/operator/customers/{id}/promotion",
+            &operator,
+            format!("{customer}/promotion"),
+            json!({ "amount_cents": 100, "reason": "x" }),
+        ),
+        (
+            "/api/operator/customers/{id}/payouts",
+            &operator,
+            format!("{customer}/payouts"),
+            json!({ "amount_cents": 100, "reason": "x" }),
+        ),
+        (
+            "/api/operator/topups/{id}/resolve",
+            &operator,
+            format!("/api/operator/topups/{}/resolve", topup["id"].as_str().unwrap()),
+            json!({ "resolution": { "action": "credit", "amount_cents": 50 }, "reason": "x" }),
+        ),
+        (
+            "/api/operator/resources/{id}/refund",
+            &operator,
+            format!("{operated}/refund"),
+            json!({ "amount_cents": 100, "reason": "x" }),
+        ),
+        (
+            "/api/operator/resources/{id}/hold",
+            &operator,
+            format!("{operated}/hold"),
+            json!({ "until": until, "reason": "x" }),
+        ),
+        ("/api/seedbox/resources/{id}/rotate-credentials", &buyer, format!("{owned}/rotate-credentials"), json!({})),
+        ("/api/seedbox/resources/{id}/upgrade", &buyer, format!("{owned}/upgrade"), json!({ "plan_id": dearer })),
+        ("/api/seedbox/resources/{id}/suspend", &buyer, format!("{owned}/suspend"), json!({})),
+        ("/api/seedbox/resources/{id}/resume", &buyer, format!("{owned}/resume"), json!({})),
+        (
+            "/api/operator/resources/{id}/suspend",
+            &operator,
+            format!("{operated}/suspend"),
+            json!({ "suspend_reason": "operator", "reason": "x" }),
+        ),
+        ("/api/operator/resources/{id}/resume", &operator, format!("{operated}/resume"), json!({ "reason": "x" })),
+        (
+            "/api/operator/resources/{id}/hold",
+            &operator,
+            format!("{operated}/hold"),
+            json!({ "until": null, "reason": "x" }),
+        ),
+        (
+            "/api/seedbox/resources/{id}/terminate",
+            &buyer,
+            format!("{owned}/terminate"),
+            json!({ "confirm_label": "Large" }),
+        ),
+    ];
+    // What these do a second time is nothing, or is refused: nothing is made that could be made twice.
+    let makes_nothing = [
+        "/api/auth/sign-up",
+        "/api/auth/sign-in",
+        "/api/auth/sign-out",
+        "/api/seedbox/orders/{id}/cancel",
+        "/api/seedbox/resources/{id}/credentials",
+        "/api/operator/alerts/resolve",
+        "/api/operator/customers/{id}/release-balance",
+        "/api/operator/payouts/{id}/sent",
+        "/api/operator/payouts/{id}/void",
+        // What is asked of a connection is asked of the connection as it is; a command and a connection are in `byos`.
+        "/api/byos/connections",
+        "/api/byos/connections/{id}/verify",
+        "/api/byos/connections/{id}/confirm-host-key",
+        "/api/byos/connections/{id}/consent",
+        "/api/byos/connections/{id}/run",
+        "/api/byos/connections/{id}/rotate",
+        "/api/operator/byos/connections/{id}/revoke",
+        // As the owner's, by the same id.
+        "/api/operator/resources/{id}/terminate",
+        // Not theirs to be keyed: see the description.
+        "/api/trial/clock",
+        "/api/webhooks/coinpayportal",
+    ];
+    let description = test.call(None, Method::GET, "/openapi.json", None).await.1;
+    for (path, methods) in description["paths"].as_object().unwrap() {
+        let covered = steps.iter().any(|(step, ..)| step == path) || makes_nothing.contains(&path.as_str());
+        assert!(methods.get("post").is_none() || covered, "nothing says what a lost answer of POST {path} does");
+    }
+
+    let owner = test.world.owner().await;
+    let made = async || {
+        test.idle().await;
+        let mut counts = Vec::new();
+        for table in [
+            "ledger_transfers",
+            "seedbox_plans",
+            "seedbox_orders",
+            "api_tokens",
+            "holds",
+            "payouts",
+            "topup_intents",
+            "provision_attempts",
+            "notices",
+        ] {
+            let rows: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(format!("select count(*) from {table}")))
+                .fetch_one(&owner)
+                .await
+                .unwrap();
+            counts.push((table, rows));
+        }
+        counts
+    };
+    for (number, (path, person, url, body)) in steps.iter().enumerate() {
+        let send = async || {
+            let request = test.http.post(format!("{}{url}", test.base)).bearer_auth(&person.token);
+            let request = request.header("idempotency-key", format!("step {number}")).json(body);
+            let response = request.send().await.unwrap();
+            (response.status(), response.text().await.unwrap())
+        };
+        let before = made().await;
+        let (status, answer) = send().await;
+        assert!(status.is_success(), "{path}: {status} {answer}");
+        test.until(&buyer, &owned, |resource| resource["operations"] == json!([])).await;
+        let first = made().await;
+        let release = *path == "/api/operator/resources/{id}/hold" && body["until"].is_null();
+        assert!(first != before || release, "{path} made nothing");
+        sqlx::query(
+            "update idempotency_keys set response_status = null, response_body = null, created_at = created_at - interval '1 hour'",
+        )
+        .execute(&owner)
+        .await
+        .unwrap();
+        let (status, answer) = send().await;
+        assert!(status.is_success() || status == StatusCode::CONFLICT, "{path}, again: {status} {answer}");
+        assert_eq!(made().await, first, "{path} made something twice");
+    }
+    test.assert_sound().await;
 }
 
 #[tokio::test]

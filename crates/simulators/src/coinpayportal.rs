@@ -101,6 +101,9 @@ pub struct Config {
     pub coins: Vec<Coin>,
     /// How long after its expiry a payment is looked at again for a late deposit.
     pub rescan_after: SignedDuration,
+    /// How old a deposit is before the monitor sees it, as the real service looks about once a minute only; a check of the
+    /// balance sees it at once. Zero: in the next pass.
+    pub seen_after: SignedDuration,
     /// How long after its confirmation a payment is forwarded to the merchant. Zero: in the same pass of the monitor.
     pub forward_after: SignedDuration,
     /// Real time before the second immediate try of a webhook; twice as long before the third.
@@ -120,6 +123,7 @@ impl Config {
             state_file: None,
             coins: default_coins(),
             rescan_after: SignedDuration::from_mins(30),
+            seen_after: SignedDuration::ZERO,
             forward_after: SignedDuration::ZERO,
             retry_pause: Duration::from_secs(1),
             payment_limit: None,

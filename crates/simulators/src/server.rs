@@ -372,6 +372,8 @@ impl StandInServer {
 impl Drop for StandInServer {
     fn drop(&mut self) {
         self.stop();
+        // Logs to which lines can only be added could not be removed with the folder.
+        let _ = Command::new("chattr").args(["-R", "-f", "-a"]).arg(self.files.join("var/log")).output();
     }
 }
 

@@ -178,13 +178,14 @@ struct Refund {
 async fn refund(
     State(app): State<App>,
     operator: Operator,
+    NewId(refund): NewId,
     Id(id): Id<Uuid>,
     Body(body): Body<Refund>,
 ) -> Result<Json<ResourceView>, Problem> {
     let cause = operator.cause(&body.reason)?;
     let resource = any(&app, id).await?;
     let mut tx = app.pool.begin().await?;
-    refunds::refund_in(&mut tx, &resource, body.charge, body.amount_cents, app.now(), &cause).await?;
+    refunds::refund_in(&mut tx, refund, &resource, body.charge, body.amount_cents, app.now(), &cause).await?;
     tx.commit().await?;
     Ok(Json(ResourceView::load(&app, any(&app, id).await?).await?))
 }

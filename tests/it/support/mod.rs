@@ -291,7 +291,9 @@ impl TestApp {
         let id = accounts::sign_up(&self.app.pool, &email, password, role, now, |_| Cause::system()).await.unwrap();
         // A session would end when the clock is moved by weeks.
         let (_, token) =
-            accounts::create_api_token(&self.app.pool, id, "test", None, now, &Cause::system()).await.unwrap();
+            accounts::create_api_token(&self.app.pool, Uuid::now_v7(), id, "test", None, now, &Cause::system())
+                .await
+                .unwrap();
         Person { id, token: token.expose_secret().to_owned() }
     }
 
@@ -317,7 +319,7 @@ impl TestApp {
             disk_gb: 50,
         };
         let mut connection = self.app.pool.acquire().await.unwrap();
-        plans::add_version_in(&mut connection, self.app.now(), &plan).await.unwrap()
+        plans::add_version_in(&mut connection, PlanId::new(), self.app.now(), &plan).await.unwrap()
     }
 
     /// Tops up through the gateway, as a customer would.
@@ -391,7 +393,12 @@ impl TestApp {
     pub async fn assert_sound(&self) {
         let ledger = seedplane::billing::ledger::check(&self.app.pool).await.unwrap();
         assert!(ledger.is_sound(), "{ledger:?}");
-        let audit = seedplane::audit::chain::verify(&self.app.pool, Some(&self.app.checkpoint_file)).await.unwrap();
+        let audit = seedplane::audit::chain::verify(
+            &self.app.pool,
+            seedplane::audit::chain::Copy::Own(&self.app.checkpoint_file),
+        )
+        .await
+        .unwrap();
         assert_eq!(audit.fault, None);
     }
 }

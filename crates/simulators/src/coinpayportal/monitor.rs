@@ -86,6 +86,11 @@ impl CoinPayPortal {
         }
     }
 
+    /// What the monitor knows to have come.
+    fn seen(&self, payment: &Payment, now: Timestamp) -> Decimal {
+        payment.received_by(now - self.inner.config.seen_after)
+    }
+
     fn may_forward(&self, payment: &Payment, now: Timestamp) -> bool {
         payment.confirmed_at.is_some_and(|at| now >= at + self.inner.config.forward_after)
     }
@@ -97,7 +102,7 @@ impl CoinPayPortal {
 
     /// Whether [`Self::step`] would change anything, balances taken as they are.
     fn has_step(&self, payment: &Payment, now: Timestamp) -> bool {
-        let funded = payment.settles(payment.received());
+        let funded = payment.settles(self.seen(payment, now));
         payment.announce_again
             || match payment.status {
                 Status::Pending => funded || now >= payment.expires_at,
@@ -111,7 +116,7 @@ impl CoinPayPortal {
 
     /// Moves the payment on and says what is to be sent.
     fn step(&self, payment: &mut Payment, hidden: bool, now: Timestamp) -> Option<Step> {
-        let balance = if hidden { Decimal::ZERO } else { payment.received() };
+        let balance = if hidden { Decimal::ZERO } else { self.seen(payment, now) };
         let funded = payment.settles(balance);
         match payment.status {
             Status::Pending if funded => confirm(payment, now),

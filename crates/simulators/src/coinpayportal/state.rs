@@ -113,6 +113,11 @@ impl Payment {
         self.deposits.iter().map(|deposit| deposit.amount).sum()
     }
 
+    /// All that had arrived by then.
+    pub(super) fn received_by(&self, then: Timestamp) -> Decimal {
+        self.deposits.iter().filter(|deposit| deposit.at <= then).map(|deposit| deposit.amount).sum()
+    }
+
     /// What the payer is to be shown: the quote, rounded up to the token's decimals.
     pub fn amount_to_pay(&self) -> Decimal {
         round_up(self.crypto_amount, self.decimals)
