@@ -138,3 +138,11 @@ create index audit_checkpoints_at on audit_checkpoints (at);
 
 -- Who is past due, for the report of those whom no warning reaches.
 create index seedbox_resources_past_due on seedbox_resources (past_due_since) where past_due_since is not null;
+
+-- When a round that must not be begun by every copy at every tick was begun last, in the system's time.
+create table worker_rounds (
+    name text primary key,
+    begun_at timestamptz not null
+);
+select seedbox_secure(array['worker_rounds'], array[]::text[]);
+grant insert, update on worker_rounds to seedplane_app;

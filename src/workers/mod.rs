@@ -165,6 +165,7 @@ tasks! {
         Ok(())
     };
     Reconcile = "reconcile" {} |app, _task| async move { reconciler::reconcile(&app).await };
+    LookAtProviders = "look_at_providers" {} |app, _task| async move { reconciler::look_at_providers(&app).await };
     SealAudit = "seal_audit" {} |app, _task| async move {
         chain::seal(&app).await?;
         Ok(())
@@ -247,7 +248,14 @@ async fn report_jump(app: &App, jump: SignedDuration) -> sqlx::Result<()> {
 /// Those of the database.
 pub async fn tick(app: &App) -> sqlx::Result<()> {
     let mut connection = app.pool.acquire().await?;
-    for job in [Job::BillingSweep, Job::PollPayments, Job::SendMail(None), Job::Reconcile, Job::SealAudit] {
+    for job in [
+        Job::BillingSweep,
+        Job::PollPayments,
+        Job::SendMail(None),
+        Job::Reconcile,
+        Job::LookAtProviders,
+        Job::SealAudit,
+    ] {
         jobs::enqueue_in(&mut connection, job).await?;
     }
     Ok(())
