@@ -196,14 +196,15 @@ struct Blast {
 
 impl Blast {
     async fn load(connection: &mut PgConnection, now: Time) -> sqlx::Result<Self> {
-        // Whoever is about to cut something off counts alone, or two at once would each see what is left for one.
+        // Whoever is about to cut something off counts alone, or two at once would each see what is left for one. What another
+        // asked for while this one waited is later than `now`, and counts.
         sqlx::query!(r#"select 1 as "one!" from pg_advisory_xact_lock(hashtext('seedplane blast limit'))"#)
             .fetch_one(&mut *connection)
             .await?;
         let row = sqlx::query!(
             r#"select
                    (select count(*) from provision_attempts where actor = 'system' and operation in ('suspend', 'terminate')
-                       and reason = 'billing' and requested_at > $1::timestamptz - interval '1 hour' and requested_at <= $1) as "already!",
+                       and reason = 'billing' and requested_at > $1::timestamptz - interval '1 hour') as "already!",
                    (select count(*) from seedbox_resources where status in ('active', 'suspended')) as "fleet!",
                    exists (select from operator_alerts where kind = 'blast_limit' and resolved_at > $1::timestamptz - interval '1 hour') as "approved!",
                    exists (select from operator_alerts where kind = 'blast_limit' and resolved_at is null) as "stopped!""#,
