@@ -146,3 +146,12 @@ create table worker_rounds (
 );
 select seedbox_secure(array['worker_rounds'], array[]::text[]);
 grant insert, update on worker_rounds to seedplane_app;
+
+-- An operator has looked at a clock that went back and says that it is right now: checkpoints up to this one, which a clock
+-- that was ahead may have sealed in the future, no longer say what the time is.
+create table clock_corrections (
+    last_checkpoint bigint primary key,
+    corrected_at timestamptz not null
+);
+select seedbox_secure(array['clock_corrections'], array[]::text[]);
+grant insert on clock_corrections to seedplane_app;

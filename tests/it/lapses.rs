@@ -367,9 +367,17 @@ async fn a_clock_that_goes_back_seals_nothing_and_charges_nothing_until_an_opera
     sweep::settle(&test.app, buyer.id).await.unwrap();
     assert!(test.get(&buyer, &path).await["past_due_since"].is_null());
     let resolve = json!({ "kind": "clock_went_back", "subject": "clock", "reason": "set right" });
-    test.post(&operator, "/api/operator/alerts/resolve", resolve).await;
+    test.post(&operator, "/api/operator/alerts/resolve", resolve.clone()).await;
     sweep::settle(&test.app, buyer.id).await.unwrap();
     assert!(!test.get(&buyer, &path).await["past_due_since"].is_null());
+    assert!(chain::seal(&test.app).await.unwrap() > 0);
+    // It was ahead all the time: set right, it is behind what was sealed, and does not stay so once somebody has looked.
+    world.clock.set_offset(DAY);
+    test.customer().await;
+    assert_eq!(chain::seal(&test.app).await.unwrap(), 0);
+    assert!(chain::clock_is_behind(&test.app.pool, test.app.now()).await.unwrap());
+    test.post(&operator, "/api/operator/alerts/resolve", resolve).await;
+    assert!(!chain::clock_is_behind(&test.app.pool, test.app.now()).await.unwrap());
     assert!(chain::seal(&test.app).await.unwrap() > 0);
     test.assert_sound().await;
 }

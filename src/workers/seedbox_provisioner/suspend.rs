@@ -126,6 +126,10 @@ impl Step<'_> {
             };
             match running {
                 Ok(status) if status.state == MachineState::Running => {}
+                Ok(status) if status.state == MachineState::Gone => {
+                    return self.give_up(self.attempt.tries, &ProviderError::NotFound(resource_ref)).await;
+                }
+                Err(error @ ProviderError::NotFound(_)) => return self.give_up(self.attempt.tries, &error).await,
                 Ok(_) => return Ok(Next::Again(Duration::from_millis(200))),
                 Err(error) => {
                     operations::note_error(&self.app.pool, self.attempt.id, &error.to_string()).await?;
