@@ -138,3 +138,20 @@ create index audit_checkpoints_at on audit_checkpoints (at);
 
 -- Who is past due, for the report of those whom no warning reaches.
 create index seedbox_resources_past_due on seedbox_resources (past_due_since) where past_due_since is not null;
+
+-- When a round that must not be begun by every copy at every tick was begun last, in the system's time.
+create table worker_rounds (
+    name text primary key,
+    begun_at timestamptz not null
+);
+select seedbox_secure(array['worker_rounds'], array[]::text[]);
+grant insert, update on worker_rounds to seedplane_app;
+
+-- An operator has looked at a clock that went back and says that it is right now: checkpoints up to this one, which a clock
+-- that was ahead may have sealed in the future, no longer say what the time is.
+create table clock_corrections (
+    last_checkpoint bigint primary key,
+    corrected_at timestamptz not null
+);
+select seedbox_secure(array['clock_corrections'], array[]::text[]);
+grant insert on clock_corrections to seedplane_app;

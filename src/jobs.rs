@@ -35,6 +35,8 @@ pub enum Job {
     SendMail(Option<UserId>),
     /// Look for what is stuck, lost or different from what the providers say.
     Reconcile,
+    /// Compare our boxes with the machines that the providers have.
+    LookAtProviders,
     /// Seal the heads of the audit chains in a signed checkpoint.
     SealAudit,
     /// Look at every customer's server that is due for it.
@@ -66,6 +68,7 @@ impl Job {
             Self::PollPayments => "poll_payments",
             Self::SendMail(_) => "send_mail",
             Self::Reconcile => "reconcile",
+            Self::LookAtProviders => "look_at_providers",
             Self::SealAudit => "seal_audit",
             Self::ProbeConnections => "probe_connections",
             Self::ProbeConnection(_) => "probe_connection",

@@ -68,7 +68,8 @@ struct Resolve {
     reason: String,
 }
 
-/// Mark an alert as dealt with. Resolving `blast_limit` lets the sweep go on for an hour.
+/// Mark an alert as dealt with. Resolving `blast_limit` lets the sweep go on for an hour; resolving `clock_went_back` says that
+/// the clock is right now.
 #[utoipa::path(post, path = "/api/operator/alerts/resolve", tag = "operator", request_body = Resolve,
     responses((status = 204), (status = 404, body = Problem), (status = 422, body = Problem)))]
 async fn resolve_alert(
@@ -81,6 +82,9 @@ async fn resolve_alert(
     let mut tx = app.pool.begin().await?;
     if !alerts::resolve_in(&mut tx, &body.kind, &body.subject, now).await? {
         return Err(Problem::not_found("alert"));
+    }
+    if body.kind == chain::CLOCK_WENT_BACK {
+        chain::trust_clock_in(&mut tx, now).await?;
     }
     let after = Some(json!({ "kind": body.kind, "subject": body.subject }));
     let event =

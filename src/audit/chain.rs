@@ -11,7 +11,7 @@ use jiff::SignedDuration;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use sqlx::{PgPool, Row, postgres::PgRow};
+use sqlx::{PgConnection, PgExecutor, PgPool, Row, postgres::PgRow};
 use tokio_stream::StreamExt;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -74,6 +74,41 @@ async fn signing_key(app: &App) -> Result<Ed25519KeyPair, StepError> {
         })
 }
 
+/// Whether the clock shows less than the newest checkpoint, by more than clocks may be apart.
+///
+/// # Errors
+/// Those of the database.
+pub async fn clock_is_behind(executor: impl PgExecutor<'_>, now: Time) -> sqlx::Result<bool> {
+    let newest = newest_time(executor).await?;
+    Ok(newest.is_some_and(|newest| newest.0 > now.0 + CLOCK_TOLERANCE))
+}
+
+/// The newest time that was sealed since an operator last said that the clock is right.
+async fn newest_time(executor: impl PgExecutor<'_>) -> sqlx::Result<Option<Time>> {
+    sqlx::query_scalar!(
+        r#"select max(at) as "at: Time" from audit_checkpoints
+           where id > coalesce((select max(last_checkpoint) from clock_corrections), 0)"#
+    )
+    .fetch_one(executor)
+    .await
+}
+
+/// Notes that an operator has looked at a clock that went back and found it right: what was sealed before no longer says what
+/// the time is. Without it a clock that was once ahead would stop everything until that time has come.
+///
+/// # Errors
+/// Those of the database.
+pub async fn trust_clock_in(connection: &mut PgConnection, at: Time) -> sqlx::Result<()> {
+    sqlx::query!(
+        "insert into clock_corrections (last_checkpoint, corrected_at)
+         select coalesce(max(id), 0), $1 from audit_checkpoints on conflict do nothing",
+        at
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 /// Seals every chain that grew since the last checkpoint. Answers how many. Nothing is sealed at a time before that of the
 /// newest checkpoint: where the clock went back, an operator is told.
 ///
@@ -90,9 +125,7 @@ pub async fn seal(app: &App) -> Result<usize, StepError> {
         return Ok(0);
     }
     let at = app.now();
-    let newest =
-        sqlx::query_scalar!(r#"select max(at) as "at: Time" from audit_checkpoints"#).fetch_one(&mut *tx).await?;
-    if let Some(newest) = newest.filter(|newest| *newest > at) {
+    if let Some(newest) = newest_time(&mut *tx).await?.filter(|newest| *newest > at) {
         tx.rollback().await?;
         let behind = newest.duration_since(at.0);
         if behind > CLOCK_TOLERANCE {

@@ -14,7 +14,7 @@ use crate::{
     clock::Time,
     ids::UserId,
     money::Usd,
-    seedbox::{Resource, lifecycle::TransitionError, repository},
+    seedbox::{Resource, SuspendReason, lifecycle::TransitionError, repository},
 };
 
 /// Books what the end of a box returns to its owner's balance, in the transaction that ends it: a prorated refund of the
@@ -32,11 +32,17 @@ pub async fn on_end_in(
 ) -> sqlx::Result<Usd> {
     let Some(charge) = charge(connection, resource, resource.charged_total - 1).await? else { return Ok(Usd::ZERO) };
     let Some(activated_at) = resource.activated_at else { return Ok(Usd::ZERO) };
-    let Some(end) = rules::EndReason::from_word(reason) else { return Ok(Usd::ZERO) };
+    let Some(mut end) = rules::EndReason::from_word(reason) else { return Ok(Usd::ZERO) };
+    // A box that the upstream cut off was not served since, whoever ends it now.
+    let mut served_until = at;
+    if resource.suspend_reason == Some(SuspendReason::Upstream) && end != rules::EndReason::Abuse {
+        end = rules::EndReason::Fault;
+        served_until = resource.suspended_at.unwrap_or(at).min(at);
+    }
     let period = rules::Period { start: charge.period.0.0, end: charge.period.1.0 };
     let left = rules::refundable(charge.amount, charge.refunded);
     let price = rules::refundable(resource.price_cents, charge.refunded);
-    let refund = rules::refund_on_end(price, &period, activated_at.0, at.0, end, policy).min(left);
+    let refund = rules::refund_on_end(price, &period, activated_at.0, served_until.0, end, policy).min(left);
     if refund.is_positive() {
         let key = format!("refund:{}:{}", charge.key, charge.refunds);
         book_in(connection, resource, &charge, refund, &key, &format!("the box ended ({reason})"), at).await?;

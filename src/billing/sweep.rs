@@ -164,11 +164,9 @@ async fn load_in(
 
 /// What stops suspensions and wipes now.
 async fn interlocks_in(connection: &mut PgConnection, now: Time) -> sqlx::Result<Interlocks> {
-    let clock = sqlx::query_scalar!(
-        r#"select coalesce((select max(at) > $1::timestamptz + interval '1 minute' from audit_checkpoints), false)
-               or exists (select from operator_alerts where kind = $2 and resolved_at is null) as "back!""#,
-        now,
-        chain::CLOCK_WENT_BACK,
+    let went_back = sqlx::query_scalar!(
+        r#"select exists (select from operator_alerts where kind = $1 and resolved_at is null) as "went_back!""#,
+        chain::CLOCK_WENT_BACK
     )
     .fetch_one(&mut *connection)
     .await?;
@@ -182,7 +180,7 @@ async fn interlocks_in(connection: &mut PgConnection, now: Time) -> sqlx::Result
         gateway_failing: topups::gateway_is_failing(&mut *connection, now).await?,
         mailer_failing: mailer::is_failing(&mut *connection, now).await?,
         clock_jumped: jumped,
-        clock_went_back: clock,
+        clock_went_back: went_back || chain::clock_is_behind(&mut *connection, now).await?,
     })
 }
 
@@ -196,14 +194,15 @@ struct Blast {
 
 impl Blast {
     async fn load(connection: &mut PgConnection, now: Time) -> sqlx::Result<Self> {
-        // Whoever is about to cut something off counts alone, or two at once would each see what is left for one.
+        // Whoever is about to cut something off counts alone, or two at once would each see what is left for one. What another
+        // asked for while this one waited is later than `now`, and counts.
         sqlx::query!(r#"select 1 as "one!" from pg_advisory_xact_lock(hashtext('seedplane blast limit'))"#)
             .fetch_one(&mut *connection)
             .await?;
         let row = sqlx::query!(
             r#"select
                    (select count(*) from provision_attempts where actor = 'system' and operation in ('suspend', 'terminate')
-                       and reason = 'billing' and requested_at > $1::timestamptz - interval '1 hour' and requested_at <= $1) as "already!",
+                       and reason = 'billing' and requested_at > $1::timestamptz - interval '1 hour') as "already!",
                    (select count(*) from seedbox_resources where status in ('active', 'suspended')) as "fleet!",
                    exists (select from operator_alerts where kind = 'blast_limit' and resolved_at > $1::timestamptz - interval '1 hour') as "approved!",
                    exists (select from operator_alerts where kind = 'blast_limit' and resolved_at is null) as "stopped!""#,
@@ -631,6 +630,8 @@ async fn act_in(connection: &mut PgConnection, of: &mut Loaded, action: &Action,
                 .await?;
         }
         Action::RunwayRestored => set_runway_in(connection, of.user, None).await?,
+        // Not again where only an operator has not looked yet, who may be resolving it just now.
+        Action::ClockAlarm if !chain::clock_is_behind(&mut *connection, now).await? => {}
         Action::ClockAlarm => {
             let detail = "the clock is behind the newest audit checkpoint: nothing is charged, suspended or wiped until it is \
                           right and this alert is resolved";

@@ -321,7 +321,8 @@ pub async fn gateway_is_failing(executor: impl PgExecutor<'_>, at: Time) -> sqlx
         r#"select not exists (select from topup_intents where last_answered_at > $1::timestamptz - interval '30 minutes')
                and (select count(*) from (
                        select 1 from topup_intents
-                       where last_error is not null and last_error_at > $1::timestamptz - interval '30 minutes' limit 3) failed)
+                       where last_error is not null and last_error_at > $1::timestamptz - interval '30 minutes'
+                           and status <> 'failed' limit 3) failed)
                    >= greatest(1, (select count(*) from (
                        (select 1 from topup_intents where next_poll_at is not null limit 3)
                        union all (select 1 from topup_intents where status = 'created' limit 3) limit 3) open)) as "failing!""#,

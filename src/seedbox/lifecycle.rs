@@ -182,11 +182,15 @@ pub async fn change_suspend_reason_in(
     cause: &Cause,
 ) -> Result<(), TransitionError> {
     let version = sqlx::query_scalar!(
-        "update seedbox_resources set suspend_reason = $3, version = version + 1
+        // What the upstream does not serve counts from when that is seen.
+        "update seedbox_resources set
+             suspend_reason = $3, suspended_at = case when $3 = 'upstream' then $4::timestamptz else suspended_at end,
+             version = version + 1
          where id = $1 and version = $2 and status = 'suspended' returning version",
         resource.id.0,
         resource.version,
         reason.as_str(),
+        at,
     )
     .fetch_optional(&mut *connection)
     .await?

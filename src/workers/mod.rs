@@ -186,6 +186,7 @@ tasks! {
         byos_connector::revoke(&app, task.connection_id).await
     };
     Reconcile = "reconcile" {} |app, _task| async move { reconciler::reconcile(&app).await };
+    LookAtProviders = "look_at_providers" {} |app, _task| async move { reconciler::look_at_providers(&app).await };
     SealAudit = "seal_audit" {} |app, _task| async move {
         chain::seal(&app).await?;
         Ok(())
@@ -273,6 +274,7 @@ pub async fn tick(app: &App) -> sqlx::Result<()> {
         Job::PollPayments,
         Job::SendMail(None),
         Job::Reconcile,
+        Job::LookAtProviders,
         Job::SealAudit,
         Job::ProbeConnections,
     ] {

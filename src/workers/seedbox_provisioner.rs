@@ -9,6 +9,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 use seedplane_provisioning::{Error as ProviderError, ProvisioningProvider, ResourceRef, node};
 use serde_json::json;
+use sqlx::PgConnection;
 
 use super::{Next, StepError};
 use crate::{
@@ -16,10 +17,11 @@ use crate::{
     app::App,
     audit::events::{self, Actor, Cause, Event, Subject},
     billing::{ledger, reserves, sweep},
+    clock::Time,
     ids::AttemptId,
     secrets::SecretPath,
     seedbox::{
-        Operation, Resource,
+        Operation, Resource, Status, SuspendReason,
         operations::{self, Attempt, Outcome},
         repository,
     },
@@ -130,6 +132,11 @@ impl Step<'_> {
         if tries < MAX_TRIES && !hopeless {
             return Ok(Next::Again(Self::backoff(tries, error)));
         }
+        self.give_up(tries, error).await
+    }
+
+    /// Ends the operation with an alert, what it set aside given back and the resource left where it is.
+    async fn give_up(&self, tries: i32, error: &ProviderError) -> Result<Next, StepError> {
         let now = self.app.now();
         let mut tx = self.app.pool.begin().await?;
         repository::lock_account_in(&mut tx, self.resource.user_id).await?;
@@ -147,6 +154,9 @@ impl Step<'_> {
         let detail =
             format!("{} failed after {tries} tries: {error}. The box is left as it is.", self.attempt.operation);
         alerts::raise(&mut *tx, "operation_failed", &self.resource.id.to_string(), &detail, now).await?;
+        if matches!(error, ProviderError::NotFound(_)) {
+            report_gone_in(&mut tx, &self.resource, now).await?;
+        }
         tx.commit().await?;
         Ok(Next::Done)
     }
@@ -172,4 +182,22 @@ impl Step<'_> {
         }
         Ok(self.provider.find(self.resource.id.0).await?.map(|machine| machine.resource_ref))
     }
+}
+
+/// Tells an operator that the machine of a box is gone, and asks for the box to be suspended for it: what is not served is not
+/// charged, and no payment tries to bring it back. What an operator suspended stays as it is.
+///
+/// # Errors
+/// Those of the database.
+pub async fn report_gone_in(connection: &mut PgConnection, resource: &Resource, at: Time) -> sqlx::Result<()> {
+    let detail = "the provider no longer has the machine of this box. Its service is cut and nothing is charged; bring the \
+                  machine back and resume the box, or end it (`fault` gives back what was not served)";
+    alerts::raise(&mut *connection, "machine_gone", &resource.id.to_string(), detail, at).await?;
+    let lapses = matches!(resource.suspend_reason, None | Some(SuspendReason::Billing | SuspendReason::User));
+    if lapses && matches!(resource.status, Status::Active | Status::Suspended) {
+        let reason = format!("{}: the provider no longer has the machine", SuspendReason::Upstream);
+        let (attempt, cause) = (AttemptId::new(), Cause::system());
+        operations::request_in(connection, attempt, resource.id, Operation::Suspend, &reason, at, &cause).await?;
+    }
+    Ok(())
 }

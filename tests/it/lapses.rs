@@ -367,9 +367,17 @@ async fn a_clock_that_goes_back_seals_nothing_and_charges_nothing_until_an_opera
     sweep::settle(&test.app, buyer.id).await.unwrap();
     assert!(test.get(&buyer, &path).await["past_due_since"].is_null());
     let resolve = json!({ "kind": "clock_went_back", "subject": "clock", "reason": "set right" });
-    test.post(&operator, "/api/operator/alerts/resolve", resolve).await;
+    test.post(&operator, "/api/operator/alerts/resolve", resolve.clone()).await;
     sweep::settle(&test.app, buyer.id).await.unwrap();
     assert!(!test.get(&buyer, &path).await["past_due_since"].is_null());
+    assert!(chain::seal(&test.app).await.unwrap() > 0);
+    // It was ahead all the time: set right, it is behind what was sealed, and does not stay so once somebody has looked.
+    world.clock.set_offset(DAY);
+    test.customer().await;
+    assert_eq!(chain::seal(&test.app).await.unwrap(), 0);
+    assert!(chain::clock_is_behind(&test.app.pool, test.app.now()).await.unwrap());
+    test.post(&operator, "/api/operator/alerts/resolve", resolve).await;
+    assert!(!chain::clock_is_behind(&test.app.pool, test.app.now()).await.unwrap());
     assert!(chain::seal(&test.app).await.unwrap() > 0);
     test.assert_sound().await;
 }
@@ -447,4 +455,94 @@ async fn an_owner_whom_no_warning_reaches_is_reported() {
     world.clock.set_offset(world.clock.offset() + DAY * 2 + SignedDuration::from_mins(1));
     reconciler::reconcile(&test.app).await.unwrap();
     assert!(kinds().await.contains("warning_not_handed"), "{}", kinds().await);
+}
+
+#[tokio::test]
+async fn late_money_lifts_a_suspension() {
+    let test = TestApp::new().await;
+    let buyer = test.customer().await;
+    let id = test.active_box(&buyer, 1500).await;
+    let path = format!("/api/seedbox/resources/{id}");
+    to_due(&test, &buyer, &path).await;
+    lapse(&test, &buyer, &path, 1).await;
+    let topup = test.post(&buyer, "/api/billing/topups", json!({ "amount_cents": 2000 })).await;
+    let payment: Uuid = topup["payment_id"].as_str().unwrap().parse().unwrap();
+    test.world.sandbox.expire(payment).await.unwrap();
+    test.world.sandbox.tick().await;
+    let topup = format!("/api/billing/topups/{}", topup["id"].as_str().unwrap());
+    test.until(&buyer, &topup, |topup| topup["status"] == "expired").await;
+    test.world.sandbox.pay(payment, seedplane_simulators::coinpayportal::PayAmount::Exact).await.unwrap();
+    test.world.sandbox.tick().await;
+    test.advance(SignedDuration::from_hours(2)).await;
+    test.until(&buyer, &path, |resource| resource["status"] == "active").await;
+    test.idle().await;
+    test.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_box_ends_with_its_paid_month_when_its_owner_says_so() {
+    let test = TestApp::new().await;
+    let buyer = test.customer().await;
+    let (ends, stays) = (test.active_box(&buyer, 1500).await, test.active_box(&buyer, 1500).await);
+    test.top_up(&buyer, 3000).await;
+    let path = |id: &str| format!("/api/seedbox/resources/{id}");
+    for (id, at_period_end) in [(&ends, true), (&stays, true), (&stays, false)] {
+        let body = json!({ "confirm_label": "Small", "at_period_end": at_period_end });
+        test.post(&buyer, &format!("{}/terminate", path(id)), body).await;
+    }
+    let due: jiff::Timestamp = test.get(&buyer, &path(&ends)).await["paid_until"].as_str().unwrap().parse().unwrap();
+    test.advance(due.duration_since(test.app.clock.now()) - SignedDuration::from_hours(1)).await;
+    test.idle().await;
+    assert_eq!(test.get(&buyer, &path(&ends)).await["status"], "active", "to the last hour of what is paid");
+    test.advance(SignedDuration::from_hours(2)).await;
+    test.until(&buyer, &path(&ends), |resource| resource["status"] == "terminated").await;
+    test.until(&buyer, "/api/billing/account", |account| account["available_cents"] == 1500).await;
+    assert_eq!(test.get(&buyer, &path(&stays)).await["status"], "active");
+    test.assert_sound().await;
+}
+
+/// A mailer that takes nothing.
+#[derive(Debug)]
+struct Down;
+
+#[async_trait::async_trait]
+impl Mailer for Down {
+    async fn send(&self, _id: Uuid, _to: &str, _subject: &str, _body: SecretString) -> Result<(), String> {
+        Err("connection refused".to_owned())
+    }
+}
+
+#[tokio::test]
+async fn a_mailer_that_fails_stops_a_suspension_and_is_reported() {
+    let world = World::new().await;
+    let (test, buyer, path) = without_workers(&world).await;
+    let operator = test.person(Role::Operator).await;
+    let pass = |time: SignedDuration| world.clock.set_offset(world.clock.offset() + time);
+    let hand_over = async |mailer: &dyn Mailer| {
+        mailer::send_waiting(&test.app.pool, mailer, "http://x", &test.app.clock).await.unwrap();
+    };
+    let operations = async || test.get(&buyer, &path).await["operations"].clone();
+    let due: jiff::Timestamp = test.get(&buyer, &path).await["paid_until"].as_str().unwrap().parse().unwrap();
+    pass(due.duration_since(test.app.clock.now()) + SignedDuration::from_mins(1));
+    sweep::settle(&test.app, buyer.id).await.unwrap();
+    pass(DAY * 2 + SignedDuration::from_mins(1));
+    sweep::settle(&test.app, buyer.id).await.unwrap();
+    hand_over(test.app.mailer.as_ref()).await;
+    test.until_handed("final_warning", 1).await;
+    pass(DAY);
+    let other = test.customer().await;
+    let amount = seedplane::money::Usd::from_cents(100);
+    let notice = templates::topup_credited(other.id, None, "waits".to_owned(), amount);
+    mailer::notify_in(&mut test.app.pool.acquire().await.unwrap(), notice, test.app.now()).await.unwrap();
+    for _ in 0..2 {
+        hand_over(&Down).await;
+        pass(SignedDuration::from_mins(10));
+    }
+    sweep::settle(&test.app, buyer.id).await.unwrap();
+    assert_eq!(operations().await, json!([]), "warnings may not have arrived");
+    reconciler::reconcile(&test.app).await.unwrap();
+    has_alert(&test, &operator, "mailer_failing").await;
+    hand_over(test.app.mailer.as_ref()).await;
+    sweep::settle(&test.app, buyer.id).await.unwrap();
+    assert_eq!(operations().await[0]["operation"], "suspend");
 }

@@ -337,3 +337,111 @@ async fn a_link_opens_the_password_it_was_made_for_and_no_newer_one() {
     assert_eq!(open(&new[0]).await.0, StatusCode::GONE, "once");
     assert_eq!(open(&format!("{}/link/spl_made-up", test.base)).await.0, StatusCode::GONE);
 }
+
+#[tokio::test]
+async fn cancelling_while_it_is_made_gives_back_every_cent() {
+    let test = TestApp::new().await;
+    let buyer = test.customer().await;
+    test.world.provider.set_build_polls(u32::MAX);
+    let plan = test.plan(1500).await;
+    test.top_up(&buyer, 1500).await;
+    let order = test.post(&buyer, "/api/seedbox/orders", json!({ "plan_id": plan })).await;
+    let path = format!("/api/seedbox/resources/{}", order["resource_id"].as_str().unwrap());
+    test.until(&buyer, &path, |resource| resource["status"] == "provisioning").await;
+    test.post(&buyer, &format!("{path}/terminate"), json!({ "confirm_label": "Small" })).await;
+    let ended = test.until(&buyer, &path, |resource| resource["status"] == "terminated").await;
+    assert!(ended["wipe_certificate"].is_object());
+    let events = test.get(&buyer, &format!("{path}/events")).await;
+    let failed = events.as_array().unwrap().iter().find(|event| event["action"] == "resource.failed").unwrap();
+    assert_eq!(failed["after"]["reason"], "cancelled");
+    test.idle().await;
+    let account = test.get(&buyer, "/api/billing/account").await;
+    assert_eq!((account["available_cents"].as_i64(), account["reserved_cents"].as_i64()), (Some(1500), Some(0)));
+    let order = test.get(&buyer, &format!("/api/seedbox/orders/{}", order["id"].as_str().unwrap())).await;
+    assert_eq!(order["status"], "cancelled");
+    test.assert_sound().await;
+}
+
+#[tokio::test]
+async fn out_of_tries_the_box_is_left_and_an_operator_told_but_a_wipe_is_never_given_up() {
+    let test = TestApp::new().await;
+    let (buyer, operator) = (test.customer().await, test.person(Role::Operator).await);
+    let id = test.active_box(&buyer, 1500).await;
+    let path = format!("/api/seedbox/resources/{id}");
+    let fail = |verb, times| {
+        for _ in 0..times {
+            let at_once = Some(std::time::Duration::from_millis(1));
+            test.world.provider.fail_next(verb, Error::Transient { message: "busy".to_owned(), retry_after: at_once });
+        }
+    };
+    let told = async |kind: &str| {
+        let alerts = test.get(&operator, "/api/operator/alerts").await;
+        assert!(
+            alerts.as_array().unwrap().iter().any(|alert| alert["kind"] == kind && alert["subject"] == id),
+            "{alerts}"
+        );
+        let body = json!({ "kind": kind, "subject": id, "reason": "seen" });
+        test.post(&operator, "/api/operator/alerts/resolve", body).await;
+    };
+    let over = |resource: &serde_json::Value| resource["operations"] == json!([]);
+
+    fail(Verb::Suspend, 12);
+    test.post(&buyer, &format!("{path}/suspend"), json!({})).await;
+    assert_eq!(test.until(&buyer, &path, over).await["status"], "active");
+    told("operation_failed").await;
+    test.post(&buyer, &format!("{path}/suspend"), json!({})).await;
+    test.until(&buyer, &path, |resource| resource["status"] == "suspended").await;
+
+    fail(Verb::Resume, 12);
+    test.post(&buyer, &format!("{path}/resume"), json!({})).await;
+    assert_eq!(test.until(&buyer, &path, over).await["status"], "suspended");
+    told("operation_failed").await;
+
+    fail(Verb::Terminate, 13);
+    test.post(&buyer, &format!("{path}/terminate"), json!({ "confirm_label": "Small" })).await;
+    test.until(&buyer, &path, |resource| resource["status"] == "terminated").await;
+    told("wipe_failing").await;
+    assert_eq!(test.world.provider.calls(Verb::Terminate), 14);
+    test.assert_sound().await;
+}
+
+#[tokio::test]
+async fn an_operators_end_gives_back_what_its_reason_says() {
+    let test = TestApp::new().await;
+    let to = async |at: &str| {
+        let at: jiff::Timestamp = at.parse().unwrap();
+        test.advance(at.duration_since(test.app.clock.now())).await;
+    };
+    to("2027-04-01T10:00:00Z").await;
+    let operator = test.person(Role::Operator).await;
+    let mut boxes = Vec::new();
+    for (reason, back) in [("fault", 500), ("operator", 500), ("abuse", 0)] {
+        let buyer = test.customer().await;
+        boxes.push((test.active_box(&buyer, 1500).await, buyer, reason, back));
+    }
+    to("2027-04-20T10:00:00Z").await;
+    for (id, buyer, reason, back) in &boxes {
+        let end = json!({ "confirm_label": "Small", "end_reason": reason, "reason": "decided" });
+        test.post(&operator, &format!("/api/operator/resources/{id}/terminate"), end).await;
+        let path = format!("/api/seedbox/resources/{id}");
+        test.until(buyer, &path, |resource| resource["status"] == "terminated").await;
+        assert_eq!(test.get(buyer, "/api/billing/account").await["available_cents"], *back, "{reason}");
+    }
+    test.assert_sound().await;
+}
+
+#[tokio::test]
+async fn an_event_names_the_request_it_came_with() {
+    let test = TestApp::new().await;
+    let buyer = test.customer().await;
+    let id = test.active_box(&buyer, 1500).await;
+    let request = test.http.post(format!("{}/api/seedbox/resources/{id}/suspend", test.base));
+    let request = request.bearer_auth(&buyer.token).header("x-request-id", "ticket-17").json(&json!({}));
+    assert_eq!(request.send().await.unwrap().status(), StatusCode::ACCEPTED);
+    let named: Vec<String> =
+        sqlx::query_scalar("select action from seedbox_audit_events where request_id = 'ticket-17' order by id")
+            .fetch_all(&test.app.pool)
+            .await
+            .unwrap();
+    assert_eq!(named, ["resource.suspend_requested"]);
+}

@@ -10,6 +10,7 @@ mod billing;
 mod byos;
 mod byos_gate;
 mod crash;
+mod drift;
 mod lapses;
 mod lifecycle;
 mod operator_money;

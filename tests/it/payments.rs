@@ -503,3 +503,51 @@ async fn top_ups_have_a_limit_an_hour() {
     assert_eq!(status, StatusCode::TOO_MANY_REQUESTS, "{problem}");
     assert_eq!(problem["type"], "too-many-topups");
 }
+
+#[tokio::test]
+async fn money_that_is_credited_and_not_sent_on_is_reported_after_six_hours() {
+    let test = TestApp::new().await;
+    let operator = test.person(seedplane::accounts::Role::Operator).await;
+    let (buyer, path, payment) = open(&test, 1000).await;
+    test.world.sandbox.faults().next(Fault::StickForwarding, 1000);
+    test.world.sandbox.pay(payment, PayAmount::Exact).await.unwrap();
+    test.world.sandbox.tick().await;
+    test.advance(SignedDuration::from_mins(3)).await;
+    test.until(&buyer, &path, |topup| topup["status"] == "confirmed").await;
+    let reported = async || {
+        reconciler::reconcile(&test.app).await.unwrap();
+        test.get(&operator, "/api/operator/alerts").await.to_string().contains("not_forwarded")
+    };
+    test.advance(SignedDuration::from_hours(5)).await;
+    assert!(!reported().await);
+    test.advance(SignedDuration::from_hours(1) + SignedDuration::from_mins(1)).await;
+    assert!(reported().await);
+}
+
+#[tokio::test]
+async fn late_money_revives_neither_a_box_that_ended_nor_an_order_that_was_called_off() {
+    let test = TestApp::new().await;
+    let buyer = test.customer().await;
+    let id = test.active_box(&buyer, 1500).await;
+    let path = format!("/api/seedbox/resources/{id}");
+    let plan = test.plan(1000).await;
+    let order = test.post(&buyer, "/api/seedbox/orders", json!({ "plan_id": plan })).await;
+    let order = format!("/api/seedbox/orders/{}", order["id"].as_str().unwrap());
+    let topup = test.post(&buyer, "/api/billing/topups", json!({ "amount_cents": 1000 })).await;
+    test.post(&buyer, &format!("{order}/cancel"), json!({})).await;
+    test.advance(SignedDuration::from_hours(24 * 8)).await;
+    test.post(&buyer, &format!("{path}/terminate"), json!({ "confirm_label": "Small" })).await;
+    test.until(&buyer, &path, |resource| resource["status"] == "terminated").await;
+    let payment: Uuid = topup["payment_id"].as_str().unwrap().parse().unwrap();
+    test.world.sandbox.pay(payment, PayAmount::Exact).await.unwrap();
+    test.world.sandbox.tick().await;
+    let topup = format!("/api/billing/topups/{}", topup["id"].as_str().unwrap());
+    test.advance(SignedDuration::from_hours(24)).await;
+    test.until(&buyer, &topup, |topup| topup["credited_cents"] == 1000).await;
+    test.advance(SignedDuration::from_hours(1)).await;
+    test.idle().await;
+    assert_eq!(test.get(&buyer, &path).await["status"], "terminated");
+    assert_eq!(test.get(&buyer, &order).await["status"], "cancelled");
+    assert_eq!(test.get(&buyer, "/api/billing/account").await["available_cents"], 1000);
+    test.assert_sound().await;
+}

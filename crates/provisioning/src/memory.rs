@@ -91,6 +91,11 @@ impl MemoryProvider {
         self.state().made.get(&id).copied().unwrap_or(0)
     }
 
+    /// The machine of a resource is lost, as by a fault upstream.
+    pub fn lose(&self, id: Uuid) {
+        self.state().boxes.remove(&id);
+    }
+
     /// Logs in to a box, as its owner would.
     pub fn login(&self, id: Uuid, credentials: &Credentials) -> Option<MemorySession> {
         let mut state = self.state();

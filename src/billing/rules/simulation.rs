@@ -65,6 +65,10 @@ enum Event {
     UserResumes {
         which: usize,
     },
+    /// An operator brings a box back that is unpaid: its months start anew.
+    OperatorResumes {
+        which: usize,
+    },
     PaymentSeen {
         cents: i64,
     },
@@ -92,7 +96,8 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (which.clone(), prop::sample::select(vec![EndReason::Owner, EndReason::Fault, EndReason::Abuse]))
             .prop_map(|(which, reason)| Event::EndNow { which, reason }),
         1 => which.clone().prop_map(|which| Event::UserSuspends { which }),
-        1 => which.prop_map(|which| Event::UserResumes { which }),
+        1 => which.clone().prop_map(|which| Event::UserResumes { which }),
+        2 => which.prop_map(|which| Event::OperatorResumes { which }),
         1 => (1..4000_i64).prop_map(|cents| Event::PaymentSeen { cents }),
         1 => (any::<bool>(), any::<bool>(), prop::bool::weighted(0.2))
             .prop_map(|(gateway, mailer, jumped)| Event::Interlock { gateway, mailer, jumped }),
@@ -227,6 +232,7 @@ impl World {
                 assert!(now >= one.past_due_since.unwrap() + self.policy.grace, "in grace");
                 let NoticeState::Handed(at) = one.final_warning else { panic!("suspended without a warning") };
                 assert!(now >= at + self.policy.final_warning_lead, "warned too late");
+                assert!(at >= one.past_due_since.unwrap(), "warned of an earlier lapse");
                 assert!(one.price_at(one.next_due(), &self.policy) > self.account.available(), "it can be paid");
             }
             Action::Resume { id, arrears, from_promotional, from_paid, .. } => {
@@ -244,6 +250,7 @@ impl World {
                 for (notice, days) in one.wipe_notices.iter().zip(self.policy.wipe_notice_days) {
                     let NoticeState::Handed(at) = notice else { panic!("wiped without the notice of {days} days") };
                     assert!(now >= *at + DAY * i32::try_from(days).unwrap(), "the notice of {days} days was cut short");
+                    assert!(*at >= since, "the notice of {days} days is of an earlier lapse");
                 }
             }
             Action::End { id, unpaid: false } => {
@@ -436,6 +443,36 @@ impl World {
                     }
                     self.lived.get_mut(&id).unwrap().ran.push((now, None));
                 }
+            }
+            Event::OperatorResumes { which } => {
+                let now = self.now;
+                let Some(id) = self.at_index(which) else { return };
+                let one = self.one(id).clone();
+                if !matches!(one.status, BoxStatus::SuspendedForBilling { .. }) || one.end_asked {
+                    return;
+                }
+                // The return that money asked for is called off.
+                if let Some((_, promotional, paid)) = self.returning.remove(&id) {
+                    self.book(Reserved, Promotional, promotional);
+                    self.book(Reserved, Paid, paid);
+                    self.account.promotional += promotional;
+                    self.account.paid += paid;
+                }
+                match split(one.arrears, self.account.promotional, self.account.paid) {
+                    Some((promotional, paid)) => {
+                        self.book(Promotional, Receivable(id), promotional);
+                        self.book(Paid, Receivable(id), paid);
+                        self.account.promotional -= promotional;
+                        self.account.paid -= paid;
+                    }
+                    None => self.book(WrittenOff, Receivable(id), one.arrears),
+                }
+                let one = self.one(id);
+                (one.status, one.resume_asked, one.arrears) = (BoxStatus::Active, false, Usd::ZERO);
+                (one.anchor, one.periods_charged, one.past_due_since) = (now, 0, None);
+                one.final_warning = NoticeState::NotSaid;
+                one.wipe_notices = [NoticeState::NotSaid; 3];
+                self.lived.get_mut(&id).unwrap().ran.push((now, None));
             }
             Event::PaymentSeen { cents } => {
                 self.account.payment_in_flight =

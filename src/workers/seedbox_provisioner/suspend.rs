@@ -51,6 +51,8 @@ impl Step<'_> {
                 let error = ProviderError::transient(format!("asked to stop, it is still {:?}", status.state));
                 return self.after_error(tries, &error).await;
             }
+            // What is not there does not run.
+            Err(ProviderError::NotFound(_)) => {}
             Err(error) => return self.after_error(tries, &error).await,
         }
 
@@ -124,6 +126,10 @@ impl Step<'_> {
             };
             match running {
                 Ok(status) if status.state == MachineState::Running => {}
+                Ok(status) if status.state == MachineState::Gone => {
+                    return self.give_up(self.attempt.tries, &ProviderError::NotFound(resource_ref)).await;
+                }
+                Err(error @ ProviderError::NotFound(_)) => return self.give_up(self.attempt.tries, &error).await,
                 Ok(_) => return Ok(Next::Again(Duration::from_millis(200))),
                 Err(error) => {
                     operations::note_error(&self.app.pool, self.attempt.id, &error.to_string()).await?;
@@ -161,6 +167,11 @@ impl Step<'_> {
         let status = self.provider.status(&resource_ref).await;
         match status {
             Ok(status) if status.state == MachineState::Running => self.resumed(status.web_url.as_deref()).await,
+            // Asking again brings back nothing, and would set money aside each time.
+            Ok(status) if status.state == MachineState::Gone => {
+                let tries = operations::begin_try(&self.app.pool, self.attempt.id, now).await?;
+                self.give_up(tries, &ProviderError::NotFound(resource_ref)).await
+            }
             Ok(status) if status.state == MachineState::Building => Ok(Next::Again(Duration::from_millis(150))),
             Ok(_) => {
                 let tries = operations::begin_try(&self.app.pool, self.attempt.id, now).await?;
