@@ -12,7 +12,7 @@ use sqlx::PgPool;
 use tokio::sync::watch;
 
 use crate::{
-    alerts,
+    accounts, alerts,
     app::App,
     audit::chain,
     billing::sweep::CLOCK_JUMPED,
@@ -164,7 +164,10 @@ tasks! {
         }
         Ok(())
     };
-    Reconcile = "reconcile" {} |app, _task| async move { reconciler::reconcile(&app).await };
+    Reconcile = "reconcile" {} |app, _task| async move {
+        accounts::forget(&app.pool, app.now()).await?;
+        reconciler::reconcile(&app).await
+    };
     SealAudit = "seal_audit" {} |app, _task| async move {
         chain::seal(&app).await?;
         Ok(())

@@ -8,6 +8,7 @@ mod support;
 mod audit;
 mod billing;
 mod crash;
+mod http;
 mod lifecycle;
 mod operator_money;
 mod payments;
