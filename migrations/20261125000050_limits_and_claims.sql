@@ -24,4 +24,4 @@ create index on sessions (expires_at);
 create index on one_time_links (expires_at);
 
 select seedbox_secure(array['sign_in_attempts'], array[]::text[]);
-grant insert, delete on sign_in_attempts to seedplane_app;
+grant insert, update, delete on sign_in_attempts to seedplane_app;

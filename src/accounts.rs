@@ -8,7 +8,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use tokio::sync::Semaphore;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -41,6 +41,11 @@ words! {
 }
 
 impl Role {
+    /// Whether it may read what operators read.
+    pub fn reads_as_operator(self) -> bool {
+        matches!(self, Self::Support | Self::Operator | Self::Owner)
+    }
+
     /// Whether it may act on other people's things, with a reason.
     pub fn is_operator(self) -> bool {
         matches!(self, Self::Operator | Self::Owner)
@@ -62,6 +67,14 @@ pub enum AccountError {
     /// Wrong e-mail or password; which one is not said.
     #[error("the e-mail address or the password is wrong")]
     BadCredentials,
+    /// Too many wrong passwords, for this account or from this address.
+    #[error(
+        "too many wrong passwords were tried; wait {retry_after} seconds and try again. Nobody is locked out for longer"
+    )]
+    TooManyTries {
+        /// In seconds.
+        retry_after: i64,
+    },
     /// The database failed.
     #[error(transparent)]
     Database(#[from] sqlx::Error),
@@ -126,12 +139,25 @@ async fn verify_password(password: SecretString, hash: String) -> bool {
     .expect("verifying does not panic")
 }
 
+/// The id of the account that a sign-up with this key makes: always the same, so that a sign-up repeated because its answer
+/// was lost is told from somebody else's. The password is no part of it: an id is not secret.
+pub fn id_by_key(key: &str, email: &str) -> UserId {
+    let mut hasher = Sha256::new();
+    for part in ["seedplane sign-up", key, &email.trim().to_lowercase()] {
+        hasher.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
+        hasher.update(part);
+    }
+    let hash: [u8; 32] = hasher.finalize().into();
+    UserId(Uuid::new_v8(hash[..16].try_into().expect("16 of 32 bytes")))
+}
+
 /// Makes an account with its ledger accounts.
 ///
 /// # Errors
 /// [`AccountError`]; nothing is written then.
 pub async fn sign_up(
     pool: &PgPool,
+    id: UserId,
     email: &str,
     password: SecretString,
     role: Role,
@@ -143,7 +169,6 @@ pub async fn sign_up(
         return Err(AccountError::BadPassword);
     }
     let hash = hash_password(password).await;
-    let id = UserId::new();
     let mut tx = pool.begin().await?;
     let inserted = sqlx::query!(
         "insert into users (id, email, password_hash, role, created_at) values ($1, $2, $3, $4, $5) on conflict (email) do nothing",
@@ -178,6 +203,7 @@ pub async fn sign_in(
     pool: &PgPool,
     email: &str,
     password: SecretString,
+    from: &str,
     at: Time,
 ) -> Result<(UserId, SecretString), AccountError> {
     // The hash of no password anybody can type: verified against when there is no such account.
@@ -185,6 +211,7 @@ pub async fn sign_in(
     let nobody = NOBODY.get_or_init(|| async { hash_password(new_token("nobody").0).await }).await;
 
     let email = check_email(email).map_err(|_| AccountError::BadCredentials)?;
+    let attempt = SignInAttempt::begin(pool, &email, from, at).await?;
     let user =
         sqlx::query!(r#"select id, password_hash from users where email = $1"#, email).fetch_optional(pool).await?;
     let (id, hash) = match user {
@@ -209,8 +236,122 @@ pub async fn sign_in(
     let cause = Cause { actor: events::Actor::User(id), reason: String::new(), request_id: None };
     let event = Event { subject: Subject::User(id), action: "user.signed_in", before: None, after: None };
     events::record_in(&mut tx, at, &cause, event).await?;
+    attempt.succeeded_in(&mut tx).await?;
     tx.commit().await?;
     Ok((id, token))
+}
+
+/// Wrong passwords for one account in the window: from one address, and from all those it was never opened from.
+const WRONG_FOR_ACCOUNT: i64 = 10;
+/// Wrong passwords from one address in the window, whosever.
+const WRONG_FROM_ADDRESS: i64 = 30;
+/// For how long a wrong password counts.
+const WRONG_COUNTS_FOR: SignedDuration = SignedDuration::from_mins(15);
+/// An address from which the account was opened is known for so long, and keeps a budget of its own: somebody else's
+/// guessing does not lock the owner out.
+const ADDRESS_KNOWN_FOR: SignedDuration = SignedDuration::from_hours(24 * 30);
+
+/// A sign-in that is being tried. It counts as failed until it has succeeded, so that many at once are counted, too.
+struct SignInAttempt {
+    id: Uuid,
+    account_hash: [u8; 32],
+    address_hash: [u8; 32],
+}
+
+impl SignInAttempt {
+    async fn begin(pool: &PgPool, email: &str, from: &str, at: Time) -> Result<Self, AccountError> {
+        let hash = |kind: &str, text: &str| -> [u8; 32] { Sha256::digest(format!("{kind}:{text}")).into() };
+        let (account_hash, address_hash) = (hash("account", email), hash("address", from));
+        let attempt = Self { id: Uuid::now_v7(), account_hash, address_hash };
+        sqlx::query!(
+            "insert into sign_in_attempts (id, account_hash, address_hash, succeeded, at) values ($1, $2, $3, false, $4)",
+            attempt.id,
+            &account_hash,
+            &address_hash,
+            at,
+        )
+        .execute(pool)
+        .await?;
+        let wrong = sqlx::query!(
+            r#"select count(*) filter (where account_hash = $1 and address_hash = $2) as "here!",
+                   count(*) filter (where account_hash = $1) as "account!",
+                   count(*) filter (where address_hash = $2) as "address!",
+                   min(at) as "oldest: Time",
+                   exists (select from sign_in_attempts
+                           where account_hash = $1 and address_hash = $2 and succeeded and at > $4) as "known!"
+               from sign_in_attempts where (account_hash = $1 or address_hash = $2) and not succeeded and at > $3"#,
+            &account_hash,
+            &address_hash,
+            Time(at.0 - WRONG_COUNTS_FOR),
+            Time(at.0 - ADDRESS_KNOWN_FOR),
+        )
+        .fetch_one(pool)
+        .await?;
+        // This one is among them.
+        let refused = wrong.here > WRONG_FOR_ACCOUNT
+            || wrong.address > WRONG_FROM_ADDRESS
+            || (!wrong.known && wrong.account > WRONG_FOR_ACCOUNT);
+        if refused {
+            // What is refused is no guess: it does not make the wait longer.
+            sqlx::query!("delete from sign_in_attempts where id = $1", attempt.id).execute(pool).await?;
+            let oldest = wrong.oldest.unwrap_or(at);
+            let retry_after = (oldest.0 + WRONG_COUNTS_FOR).duration_since(at.0).as_secs().max(1);
+            return Err(AccountError::TooManyTries { retry_after });
+        }
+        Ok(attempt)
+    }
+
+    async fn succeeded_in(&self, connection: &mut PgConnection) -> sqlx::Result<()> {
+        sqlx::query!("update sign_in_attempts set succeeded = true where id = $1", self.id)
+            .execute(&mut *connection)
+            .await?;
+        sqlx::query!(
+            "delete from sign_in_attempts where account_hash = $1 and address_hash = $2 and not succeeded",
+            &self.account_hash,
+            &self.address_hash,
+        )
+        .execute(connection)
+        .await?;
+        Ok(())
+    }
+}
+
+/// Forgets what is of no use any more, a little at a time: sessions and links that ended, answers kept for a repeated
+/// request, sign-ins that were tried. What makes money be booked once is the ledger's own keys, which are never forgotten.
+///
+/// # Errors
+/// Those of the database.
+pub async fn forget(pool: &PgPool, at: Time) -> sqlx::Result<()> {
+    let month_ago = Time(at.0 - SignedDuration::from_hours(24 * 30));
+    sqlx::query!(
+        "with old as (select id from sessions where expires_at < $1 order by expires_at limit 500 for update skip locked)
+         delete from sessions s using old where s.id = old.id",
+        month_ago
+    )
+    .execute(pool)
+    .await?;
+    sqlx::query!(
+        "with old as (select token_hash from one_time_links where expires_at < $1 order by expires_at limit 500 for update skip locked)
+         delete from one_time_links l using old where l.token_hash = old.token_hash",
+        month_ago
+    )
+    .execute(pool)
+    .await?;
+    sqlx::query!(
+        "with old as (select user_id, key from idempotency_keys where created_at < $1 order by created_at limit 500 for update skip locked)
+         delete from idempotency_keys k using old where k.user_id = old.user_id and k.key = old.key",
+        month_ago
+    )
+    .execute(pool)
+    .await?;
+    sqlx::query!(
+        "with old as (select id from sign_in_attempts where at < $1 order by at limit 500 for update skip locked)
+         delete from sign_in_attempts a using old where a.id = old.id",
+        month_ago
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
 }
 
 /// Who a session or API token belongs to, if it is good.

@@ -1,8 +1,10 @@
 //! Who may call: extractors shared by the API and the pages. Somebody else's thing does not exist, and neither do the
 //! operators' routes for anybody who is none.
 
+use std::net::{IpAddr, SocketAddr};
+
 use axum::{
-    extract::{FromRef, FromRequestParts, OptionalFromRequestParts},
+    extract::{ConnectInfo, FromRef, FromRequestParts, OptionalFromRequestParts},
     http::{header, request::Parts},
 };
 
@@ -116,5 +118,43 @@ where
             return Err(Problem::not_found("page"));
         }
         Ok(Self { principal: customer.principal, request_id: customer.request_id })
+    }
+}
+
+/// Somebody who may read what operators read, and change nothing.
+#[derive(Debug, Clone)]
+pub struct Reader;
+
+impl<S: Send + Sync> FromRequestParts<S> for Reader
+where
+    App: FromRef<S>,
+{
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let customer = <Customer as FromRequestParts<S>>::from_request_parts(parts, state).await?;
+        customer.principal.role.reads_as_operator().then_some(Self).ok_or_else(|| Problem::not_found("page"))
+    }
+}
+
+/// The address a request comes from, as text. Behind a proxy on this machine or its network, the one that the proxy says it
+/// answered: the last of `X-Forwarded-For`, which is the only one that it wrote itself.
+#[derive(Debug, Clone)]
+pub struct ClientAddress(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for ClientAddress {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Self::Rejection> {
+        let Some(ConnectInfo(peer)) = parts.extensions.get::<ConnectInfo<SocketAddr>>() else {
+            return Ok(Self("unknown".to_owned()));
+        };
+        let near = match peer.ip().to_canonical() {
+            IpAddr::V4(ip) => ip.is_loopback() || ip.is_private(),
+            IpAddr::V6(ip) => ip.is_loopback() || ip.is_unique_local(),
+        };
+        let forwarded = parts.headers.get_all("x-forwarded-for").iter().next_back();
+        let last = forwarded.and_then(|value| value.to_str().ok()?.rsplit(',').next()?.trim().parse::<IpAddr>().ok());
+        Ok(Self(last.filter(|_| near).unwrap_or(peer.ip()).to_canonical().to_string()))
     }
 }

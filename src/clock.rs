@@ -83,9 +83,21 @@ impl JumpWatch {
 }
 
 /// An instant as Postgres holds it: `timestamptz`, whole microseconds, UTC. In JSON, RFC 3339.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct Time(pub Timestamp);
+
+impl<'de> Deserialize<'de> for Time {
+    /// Times that somebody writes are refused where Postgres could not hold them, or a period after them would not fit.
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let time = Timestamp::deserialize(deserializer)?;
+        let (first, last) = (-62_135_596_800, 253_370_764_800);
+        if !(first..last).contains(&time.as_second()) {
+            return Err(serde::de::Error::custom("a time is in the years 1 to 9998"));
+        }
+        Ok(Self(time))
+    }
+}
 
 /// Microseconds from 1970 to 2000, where Postgres starts to count.
 const POSTGRES_EPOCH_MICROSECONDS: i64 = 946_684_800_000_000;

@@ -10,7 +10,7 @@ use std::{
 
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::secrets::vault;
+use crate::{mailer::SmtpMailer, secrets::vault};
 
 /// The names of the settings, `SEEDPLANE_LISTEN` as an environment variable and `listen` in the file; secrets have no flag,
 /// because a process's arguments can be read by everybody on the machine.
@@ -38,6 +38,13 @@ const NAMES: &[(&str, &str)] = &[
     ("VAULT_NAMESPACE", "vault-namespace"),
 ];
 
+/// Settings that the design names and this version does not have: somebody who sets one counts on it.
+const NOT_YET: &[&str] = &["DIGITALOCEAN_TOKEN", "DIGITALOCEAN_API_URL"];
+
+/// What stands in examples where a secret should.
+const PLACEHOLDERS: &[&str] =
+    &["changeme", "change-me", "change_me", "example", "placeholder", "your", "todo", "secret_here", "xxxx", "..."];
+
 /// Environment variables of ours that are not settings.
 const NOT_SETTINGS: &[&str] = &["SEEDPLANE_CONFIG", "SEEDPLANE_LOG", "SEEDPLANE_LOG_FORMAT"];
 
@@ -61,6 +68,65 @@ pub struct SmtpSettings {
     pub url: SecretString,
     /// The sender's address.
     pub from: String,
+}
+
+/// Whether a host is this machine to whoever says it, so that nobody else can mean us by it.
+fn is_this_machine(host: Option<&str>) -> bool {
+    let host = host.unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_lowercase();
+    let address = host.parse::<std::net::IpAddr>();
+    host.is_empty()
+        || host == "localhost"
+        || host.ends_with(".localhost")
+        || address.is_ok_and(|address| address.is_loopback() || address.is_unspecified())
+}
+
+impl CoinPayPortalSettings {
+    /// What is not good enough for real money.
+    fn weaknesses(&self, problems: &mut Vec<String>) {
+        let key = self.api_key.expose_secret();
+        let digits = key.strip_prefix("cp_live_").unwrap_or_default();
+        if digits.len() < 32 || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) || all_the_same(digits) {
+            problems.push("COINPAYPORTAL_API_KEY is not a live key: `cp_live_` and 32 hexadecimal digits".to_owned());
+        }
+        if self.business_id.is_nil() {
+            problems.push("COINPAYPORTAL_BUSINESS_ID is all zeros; copy it from the gateway's dashboard".to_owned());
+        }
+        let secret = self.webhook_secret.expose_secret();
+        let random = secret.strip_prefix("whsecret_").unwrap_or(secret);
+        if random.len() < 32 || all_the_same(random) {
+            problems.push(
+                "COINPAYPORTAL_WEBHOOK_SECRET is too weak: whoever guesses it can send us webhooks. It has 32 characters or more"
+                    .to_owned(),
+            );
+        }
+        let url = reqwest::Url::parse(&self.api_url);
+        if !url.is_ok_and(|url| url.scheme() == "https" && !is_this_machine(url.host_str())) {
+            problems.push(format!(
+                "production needs an https:// COINPAYPORTAL_API_URL of the gateway; it is {}",
+                self.api_url
+            ));
+        }
+    }
+}
+
+fn all_the_same(text: &str) -> bool {
+    text.bytes().all(|byte| Some(byte) == text.bytes().next())
+}
+
+impl SmtpSettings {
+    /// Passwords and one-time links do not cross a network in the clear.
+    fn weaknesses(&self, problems: &mut Vec<String>) {
+        let Ok(url) = reqwest::Url::parse(self.url.expose_secret()) else { return };
+        let encrypted =
+            url.scheme() == "smtps" || url.query_pairs().any(|(name, value)| name == "tls" && value == "required");
+        if !encrypted && !is_this_machine(url.host_str()) {
+            problems.push(
+                "SMTP_URL is smtp:// to another machine: mails, and the password, would cross the network in the clear. Use \
+                 smtps://, or `?tls=required`"
+                    .to_owned(),
+            );
+        }
+    }
 }
 
 /// Everything that can be set.
@@ -180,6 +246,10 @@ fn read_file(path: &Path, problems: &mut Vec<String>) -> BTreeMap<&'static str, 
         }
     };
     for (key, value) in table {
+        if let Some(name) = NOT_YET.iter().find(|name| name.to_lowercase().replace('_', "-") == key) {
+            problems.push(format!("{} has '{key}': {name} is not supported by this version", path.display()));
+            continue;
+        }
         let Some((name, _)) = NAMES.iter().find(|(_, in_file)| *in_file == key) else {
             problems.push(format!("{} has '{key}', which is no setting", path.display()));
             continue;
@@ -217,6 +287,9 @@ impl Settings {
             let ours = name.starts_with("SEEDPLANE_") || name.starts_with("COINPAYPORTAL_");
             if ours && !NAMES.iter().any(|(known, _)| known == name) && !NOT_SETTINGS.contains(&name.as_str()) {
                 problems.push(format!("{name} is no setting; `seedplane --help` lists them"));
+            }
+            if NOT_YET.contains(&name.as_str()) {
+                problems.push(format!("{name} is not supported by this version; unset it, since nothing would use it"));
             }
         }
         let file = flags.config.clone().or_else(|| environment.get("SEEDPLANE_CONFIG").map(PathBuf::from));
@@ -263,7 +336,11 @@ impl Settings {
         }
         let coinpayportal = Self::coinpayportal(&get, &mut problems);
         let smtp = match (get("SMTP_URL", &None), get("MAIL_FROM", &None)) {
-            (Some(url), Some(from)) => Some(SmtpSettings { url: SecretString::from(url), from }),
+            (Some(url), Some(from)) => {
+                let smtp = SmtpSettings { url: SecretString::from(url), from };
+                problems.extend(SmtpMailer::check(&smtp.url, &smtp.from));
+                Some(smtp)
+            }
             (None, None) => None,
             _ => {
                 problems.push("SMTP_URL and MAIL_FROM go together; one of them is missing".to_owned());
@@ -282,6 +359,13 @@ impl Settings {
             ));
         }
         let vault = Self::vault(&get, &mut problems);
+        if coinpayportal.is_some() && smtp.is_none() && !production {
+            problems.push(
+                "COINPAYPORTAL_* takes real money, so that SMTP_URL and MAIL_FROM are needed: the warnings before a box stops \
+                 would reach nobody"
+                    .to_owned(),
+            );
+        }
         if production {
             if database_url.is_none() {
                 problems.push("production needs DATABASE_URL: the embedded database lives on one machine".to_owned());
@@ -294,6 +378,31 @@ impl Settings {
             }
             if !public_url.starts_with("https://") {
                 problems.push(format!("production needs an https:// SEEDPLANE_PUBLIC_URL; it is {public_url}"));
+            } else if reqwest::Url::parse(&public_url).is_ok_and(|url| is_this_machine(url.host_str())) {
+                problems.push(format!("production needs a SEEDPLANE_PUBLIC_URL that others reach; it is {public_url}"));
+            }
+            let secret = |secret: &SecretString| secret.expose_secret().to_owned();
+            let given = [
+                ("DATABASE_URL", database_url.as_ref().map(secret)),
+                ("COINPAYPORTAL_API_KEY", coinpayportal.as_ref().map(|gateway| secret(&gateway.api_key))),
+                ("COINPAYPORTAL_WEBHOOK_SECRET", coinpayportal.as_ref().map(|gateway| secret(&gateway.webhook_secret))),
+                ("SMTP_URL", smtp.as_ref().map(|smtp| secret(&smtp.url))),
+                ("MAIL_FROM", smtp.as_ref().map(|smtp| smtp.from.clone())),
+                ("SEEDPLANE_PUBLIC_URL", Some(public_url.clone())),
+            ];
+            for (name, value) in given {
+                let value = value.unwrap_or_default().to_lowercase();
+                if let Some(placeholder) = PLACEHOLDERS.iter().find(|placeholder| value.contains(**placeholder)) {
+                    problems.push(format!(
+                        "{name} holds '{placeholder}', as an example does; production needs the real one"
+                    ));
+                }
+            }
+            if let Some(gateway) = &coinpayportal {
+                gateway.weaknesses(&mut problems);
+            }
+            if let Some(smtp) = &smtp {
+                smtp.weaknesses(&mut problems);
             }
         }
         if !problems.is_empty() {
@@ -382,5 +491,106 @@ impl Settings {
             webhook_secret: SecretString::from(webhook_secret?),
             api_url: api_url.unwrap_or_else(|| "https://coinpayportal.com/api".to_owned()),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIVE: &[(&str, &str)] = &[
+        ("SEEDPLANE_PRODUCTION", "true"),
+        ("SEEDPLANE_PUBLIC_URL", "https://boxes.seedplane.net"),
+        ("DATABASE_URL", "postgres://seedplane@db.internal/seedplane"),
+        ("COINPAYPORTAL_API_KEY", "cp_live_0123456789abcdef0123456789abcdef"),
+        ("COINPAYPORTAL_BUSINESS_ID", "b198c6dc-4c3b-4a54-994c-a750c1a580cd"),
+        ("COINPAYPORTAL_WEBHOOK_SECRET", "whsecret_0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"),
+        ("SMTP_URL", "smtps://us:pw@mail.seedplane.net"),
+        ("MAIL_FROM", "Seedplane <boxes@seedplane.net>"),
+    ];
+
+    fn read(environment: &[(&str, &str)]) -> Result<Settings, Vec<String>> {
+        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Settings::read(&Flags::default(), &environment).map_err(|error| error.0)
+    }
+
+    /// The settings of [`LIVE`] with some changed; without those that are empty.
+    fn live_but(changes: &[(&str, &str)]) -> Result<Settings, Vec<String>> {
+        let mut settings: BTreeMap<&str, &str> = LIVE.iter().copied().collect();
+        settings.extend(changes.iter().copied());
+        read(&settings.into_iter().filter(|(_, value)| !value.is_empty()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn without_settings_it_is_a_trial() {
+        let settings = read(&[("HOME", "/home/somebody")]).unwrap();
+        assert!(!settings.production && settings.coinpayportal.is_none() && settings.database_url.is_none());
+        assert_eq!(settings.public_url, "http://127.0.0.1:8080");
+    }
+
+    #[test]
+    fn each_weakness_is_refused_in_production_and_said() {
+        assert!(live_but(&[]).is_ok(), "{:?}", live_but(&[]).err());
+        for (name, value, said) in [
+            ("SEEDPLANE_PUBLIC_URL", "http://boxes.seedplane.net", "https:// SEEDPLANE_PUBLIC_URL"),
+            ("SEEDPLANE_PUBLIC_URL", "https://localhost", "that others reach"),
+            ("SEEDPLANE_PUBLIC_URL", "https://127.0.0.1:8443", "that others reach"),
+            ("SEEDPLANE_PUBLIC_URL", "https://[::1]", "that others reach"),
+            ("SEEDPLANE_PUBLIC_URL", "https://seedplane.example.org", "as an example does"),
+            ("DATABASE_URL", "", "production needs DATABASE_URL"),
+            ("DATABASE_URL", "postgres://seedplane:changeme@db/seedplane", "DATABASE_URL holds 'changeme'"),
+            ("COINPAYPORTAL_API_KEY", "cp_test_0123456789abcdef0123456789abcdef", "not a live key"),
+            ("COINPAYPORTAL_API_KEY", "cp_live_0123", "not a live key"),
+            ("COINPAYPORTAL_API_KEY", "cp_live_00000000000000000000000000000000", "not a live key"),
+            ("COINPAYPORTAL_API_KEY", "cp_live_your_api_key", "COINPAYPORTAL_API_KEY holds 'your'"),
+            ("COINPAYPORTAL_BUSINESS_ID", "00000000-0000-0000-0000-000000000000", "all zeros"),
+            ("COINPAYPORTAL_BUSINESS_ID", "7", "not a UUID"),
+            ("COINPAYPORTAL_BUSINESS_ID", "", "missing: COINPAYPORTAL_BUSINESS_ID"),
+            ("COINPAYPORTAL_WEBHOOK_SECRET", "whsecret_short", "too weak"),
+            ("COINPAYPORTAL_API_URL", "http://127.0.0.1:9/api", "COINPAYPORTAL_API_URL"),
+            ("SMTP_URL", "smtp://us:pw@mail.seedplane.net:587", "in the clear"),
+            ("SMTP_URL", "ftp://mail.seedplane.net", "not an smtp://"),
+            ("SMTP_URL", "", "go together"),
+            ("MAIL_FROM", "nobody", "MAIL_FROM is not an e-mail address"),
+        ] {
+            let problems = live_but(&[(name, value)]).err().unwrap_or_else(|| panic!("{name}={value} was taken"));
+            assert!(problems.iter().any(|problem| problem.contains(said)), "{name}={value}: {problems:?}");
+            assert!(value.is_empty() || !name.contains("SECRET") || problems.iter().all(|said| !said.contains(value)));
+        }
+        for taken in
+            [("SMTP_URL", "smtp://us:pw@mail.seedplane.net:587?tls=required"), ("SMTP_URL", "smtp://localhost:25")]
+        {
+            assert!(live_but(&[taken]).is_ok(), "{taken:?}: {:?}", live_but(&[taken]).err());
+        }
+    }
+
+    #[test]
+    fn everything_that_is_wrong_is_said_at_once() {
+        let problems = live_but(&[
+            ("SEEDPLANE_LISTEN", "8080"),
+            ("SEEDPLANE_LISTENS", "x"),
+            ("COINPAYPORTAL_API_KEY", "key"),
+            ("MAIL_FROM", "nobody"),
+            ("VAULT_ADDR", "https://vault.internal"),
+            ("DIGITALOCEAN_TOKEN", "dop_v1_0"),
+        ])
+        .unwrap_err();
+        for said in [
+            "SEEDPLANE_LISTEN is '8080'",
+            "SEEDPLANE_LISTENS is no setting",
+            "not a live key",
+            "MAIL_FROM",
+            "VAULT_ADDR is set without VAULT_TOKEN",
+            "DIGITALOCEAN_TOKEN is not supported by this version",
+        ] {
+            assert!(problems.iter().any(|problem| problem.contains(said)), "{said}: {problems:?}");
+        }
+        assert!(problems.iter().all(|problem| !problem.contains("dop_v1_0")), "no secret is repeated");
+    }
+
+    #[test]
+    fn real_money_needs_real_mail() {
+        let problems = live_but(&[("SEEDPLANE_PRODUCTION", ""), ("SMTP_URL", ""), ("MAIL_FROM", "")]).unwrap_err();
+        assert!(problems.iter().any(|problem| problem.contains("takes real money")), "{problems:?}");
     }
 }

@@ -21,7 +21,7 @@ use seedplane_provisioning::{
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 
-use crate::{config::Flags, money::Usd};
+use crate::{config::Flags, money::Usd, runtime::stop_signal};
 
 /// What can be set.
 #[derive(Debug, clap::Args)]
@@ -65,11 +65,19 @@ pub async fn run(options: Options, flags: &Flags) -> anyhow::Result<ExitCode> {
     };
     ensure!(!folder.exists(), "{} exists; the demo wants a fresh folder", folder.display());
     std::fs::create_dir_all(&folder)?;
+    let secrets = match std::env::var_os("SEEDPLANE_DEMO_SECRETS") {
+        Some(file) => Some(secrets_file(Path::new(&file), &folder)?),
+        None => None,
+    };
     let stay = std::io::stdout().is_terminal() && !options.exit;
-    let mut story = Story::begin(&folder).await?;
-    let told = story.tell().await;
+    let mut story = Story::begin(&folder, secrets)?;
+    // Ends what it started and removes its folder however it is told to stop.
+    let told = tokio::select! {
+        told = story.tell() => Some(told),
+        () = stop_signal() => None,
+    };
     match &told {
-        Ok(()) => {
+        Some(Ok(())) => {
             story.say(&format!("\nDone in {:.1} s. Every step above was checked.", started.elapsed().as_secs_f32()));
             if stay {
                 story.say(&format!(
@@ -78,18 +86,70 @@ pub async fn run(options: Options, flags: &Flags) -> anyhow::Result<ExitCode> {
                     story.base,
                     folder.display()
                 ));
-                tokio::signal::ctrl_c().await?;
+                stop_signal().await;
             }
         }
-        Err(error) => {
+        Some(Err(error)) => {
             story.say(&format!("\nFAILED: {error:#}\nThe log is {}", folder.join("demo.log").display()));
         }
+        None => story.say("\nStopping; what was started is ended."),
     }
     story.end().await;
-    if told.is_ok() && !options.keep {
+    let failed = matches!(told, Some(Err(_)));
+    if !failed && !options.keep {
         std::fs::remove_dir_all(&folder).with_context(|| format!("{} cannot be removed", folder.display()))?;
     }
-    Ok(if told.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(match told {
+        Some(Ok(())) => ExitCode::SUCCESS,
+        Some(Err(_)) => ExitCode::FAILURE,
+        None => ExitCode::from(130),
+    })
+}
+
+/// Where a test has every secret of the story written down, to look for them in what the story leaves behind. For that
+/// alone, and for the demo alone: outside its folder, new, and for nobody else to read.
+fn secrets_file(file: &Path, folder: &Path) -> anyhow::Result<std::fs::File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    ensure!(!file.starts_with(folder), "SEEDPLANE_DEMO_SECRETS names a file in the data folder; nothing was started");
+    std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(file)
+        .with_context(|| format!("SEEDPLANE_DEMO_SECRETS: {} cannot be made", file.display()))
+}
+
+/// This program as a child, without the settings that this process was given: the story is that of an installation with none.
+fn ourselves() -> std::io::Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if name.starts_with("SEEDPLANE_")
+            || name.starts_with("COINPAYPORTAL_")
+            || name.starts_with("VAULT_")
+            || matches!(&*name, "DATABASE_URL" | "SMTP_URL" | "MAIL_FROM")
+        {
+            command.env_remove(&*name);
+        }
+    }
+    Ok(command)
+}
+
+/// Has the kernel interrupt this child when the thread that started it ends, whatever ended it. In a process group of its
+/// own, so that a Ctrl-C at the terminal reaches it once, from us.
+#[allow(unsafe_code, reason = "prctl(2) in the child is the only way to tie its life to ours")]
+fn tie_to_us(command: &mut Command) {
+    command.process_group(0);
+    // SAFETY: prctl is async-signal-safe and touches no memory of ours.
+    unsafe {
+        command.pre_exec(|| {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGINT) == 0 {
+                Ok(())
+            } else {
+                Err(std::io::Error::last_os_error())
+            }
+        });
+    }
 }
 
 struct Story {
@@ -99,6 +159,7 @@ struct Story {
     server: Child,
     spinner: ProgressBar,
     token: Option<String>,
+    secrets: Option<std::fs::File>,
     step: Instant,
     steps: u32,
 }
@@ -108,7 +169,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Story {
     /// Starts the trial as its own process, as a user would.
-    async fn begin(folder: &Path) -> anyhow::Result<Self> {
+    fn begin(folder: &Path, secrets: Option<std::fs::File>) -> anyhow::Result<Self> {
         let spinner = if std::io::stderr().is_terminal() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
         spinner.set_style(ProgressStyle::with_template("  {spinner} {msg} ({elapsed})").expect("a fixed template"));
         spinner.enable_steady_tick(Duration::from_millis(120));
@@ -116,18 +177,8 @@ impl Story {
         let step = Instant::now();
         let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let log = std::fs::File::create(folder.join("demo.log"))?;
-        let mut command = Command::new(std::env::current_exe()?);
-        for (name, _) in std::env::vars_os() {
-            let name = name.to_string_lossy();
-            if name.starts_with("SEEDPLANE_")
-                || name.starts_with("COINPAYPORTAL_")
-                || name == "DATABASE_URL"
-                || name == "SMTP_URL"
-                || name.starts_with("VAULT_")
-            {
-                command.env_remove(&*name);
-            }
-        }
+        let mut command = ourselves()?;
+        tie_to_us(&mut command);
         let server = command
             .args(["up", "--listen", &format!("127.0.0.1:{port}"), "--data-dir"])
             .arg(folder.join("data"))
@@ -138,22 +189,33 @@ impl Story {
             .spawn()?;
         let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(30)).build()?;
         let base = format!("http://127.0.0.1:{port}");
-        let mut story = Self { http, base, folder: folder.to_owned(), server, spinner, token: None, step, steps: 0 };
+        Ok(Self { http, base, folder: folder.to_owned(), server, spinner, token: None, secrets, step, steps: 0 })
+    }
+
+    async fn started(&mut self) -> anyhow::Result<()> {
         loop {
-            if let Ok(answer) = story.http.get(format!("{}/readyz", story.base)).send().await
+            if let Ok(answer) = self.http.get(format!("{}/readyz", self.base)).send().await
                 && answer.status().is_success()
             {
                 break;
             }
-            if let Some(status) = story.server.try_wait()? {
-                let log = std::fs::read_to_string(folder.join("demo.log")).unwrap_or_default();
+            if let Some(status) = self.server.try_wait()? {
+                let log = std::fs::read_to_string(self.folder.join("demo.log")).unwrap_or_default();
                 bail!("the trial did not start ({status}):\n{log}");
             }
-            ensure!(step.elapsed() < PATIENCE, "the trial did not start in {} s", PATIENCE.as_secs());
+            ensure!(self.step.elapsed() < PATIENCE, "the trial did not start in {} s", PATIENCE.as_secs());
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        story.done("The trial is up", "its own Postgres, server and workers in one process; everything in one folder");
-        Ok(story)
+        self.done("The trial is up", "its own Postgres, server and workers in one process; everything in one folder");
+        Ok(())
+    }
+
+    /// Writes a secret down for the test that looks for it.
+    fn note(&self, what: &str, secret: &str) -> anyhow::Result<()> {
+        if let Some(mut file) = self.secrets.as_ref() {
+            writeln!(file, "{what}\t{secret}")?;
+        }
+        Ok(())
     }
 
     async fn end(&mut self) {
@@ -272,6 +334,7 @@ impl Story {
     }
 
     async fn tell(&mut self) -> anyhow::Result<()> {
+        self.started().await?;
         let (id, web_url) = self.buy().await?;
         let login = self.use_box(&id, &web_url).await?;
         let login = self.live_and_lapse(&id, &web_url, login).await?;
@@ -285,9 +348,12 @@ impl Story {
         let password = hex::encode(rand::random::<[u8; 12]>());
         let session = self.post("/api/auth/sign-up", json!({ "email": email, "password": password })).await?;
         self.token = session["token"].as_str().map(str::to_owned);
+        self.note("sign-in password", &password)?;
+        self.note("session token", text(&session["token"]))?;
         // A session ends after two weeks, and the story goes on for months: an API token does not.
         let token = self.post("/api/auth/tokens", json!({ "name": "demo" })).await?;
         self.token = token["token"].as_str().map(str::to_owned);
+        self.note("API token", text(&token["token"]))?;
         let plans = self.get("/api/seedbox/plans").await?;
         self.done("Signed up", &format!("{email}; {} plans on sale", plans.as_array().map_or(0, Vec::len)));
 
@@ -352,6 +418,7 @@ impl Story {
 
     async fn credentials(&self, id: &str) -> anyhow::Result<Credentials> {
         let shown = self.post(&format!("/api/seedbox/resources/{id}/credentials"), json!({})).await?;
+        self.note("box password", text(&shown["password"]))?;
         Ok(Credentials {
             username: shown["login_name"].as_str().unwrap_or_default().to_owned(),
             password: SecretString::from(shown["password"].as_str().unwrap_or_default().to_owned()),
@@ -558,11 +625,16 @@ impl Story {
             ),
         );
 
+        let inbox = self.http.get(format!("{}/trial/inbox", self.base)).send().await?.text().await?;
+        for link in inbox.split("/link/").skip(1) {
+            self.note("one-time link", link.split(['"', '<', '\n']).next().unwrap_or_default())?;
+        }
         let operator = "operator@example.org";
         let password = hex::encode(rand::random::<[u8; 12]>());
+        self.note("operator password", &password)?;
         self.end().await;
         let data = self.folder.join("data");
-        let mut create = Command::new(std::env::current_exe()?)
+        let mut create = ourselves()?
             .args(["operator", "create", operator, "--data-dir"])
             .arg(&data)
             .stdin(Stdio::piped())
@@ -573,19 +645,17 @@ impl Story {
         tokio::io::AsyncWriteExt::write_all(&mut stdin, format!("{password}\n").as_bytes()).await?;
         drop(stdin);
         ensure!(create.wait().await?.success(), "`operator create` failed");
-        let verify = Command::new(std::env::current_exe()?)
-            .args(["audit", "verify", "--data-dir"])
-            .arg(&data)
-            .stderr(Stdio::null())
-            .output()
-            .await?;
+        let verify =
+            ourselves()?.args(["audit", "verify", "--data-dir"]).arg(&data).stderr(Stdio::null()).output().await?;
         let verdict = String::from_utf8_lossy(&verify.stdout).trim().to_owned();
         ensure!(verify.status.success(), "the audit log does not verify: {verdict}");
         self.done("Stopped; audit log verified by `audit verify`", &verdict);
 
         let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let log = std::fs::OpenOptions::new().append(true).open(self.folder.join("demo.log"))?;
-        self.server = Command::new(std::env::current_exe()?)
+        let mut command = ourselves()?;
+        tie_to_us(&mut command);
+        self.server = command
             .args(["up", "--listen", &format!("127.0.0.1:{port}"), "--data-dir"])
             .arg(&data)
             .stdin(Stdio::null())
@@ -600,6 +670,7 @@ impl Story {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         let session = self.post("/api/auth/sign-in", json!({ "email": operator, "password": password })).await?;
+        self.note("operator session token", text(&session["token"]))?;
         let customer = self.token.replace(session["token"].as_str().unwrap_or_default().to_owned());
         let check = self.get("/api/operator/ledger/check").await?;
         ensure!(check["sound"] == true, "the ledger is not sound: {check}");

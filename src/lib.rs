@@ -29,6 +29,7 @@ pub mod api; // JSON
 pub mod auth; // who may call
 pub mod pages; // HTML
 
+pub mod listener; // takes connections
 pub mod router; // every route on one screen
 
 pub mod config; // settings

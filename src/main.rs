@@ -18,7 +18,7 @@ use seedplane::{
     config::{Flags, Settings},
     demo,
     ids::{AttemptId, ConnectionId, ResourceId},
-    runtime::{self, Beside, Parts, Runtime},
+    runtime::{self, Beside, Parts, Runtime, stop_signal},
     secrets::{SecretStore, keystore::Keystore, transfer, vault::Vault},
     seedbox::{Operation, Resource, SuspendReason, repository},
 };
@@ -197,7 +197,10 @@ fn main() -> ExitCode {
 
 fn start_logging(default: &str) {
     let filter = EnvFilter::try_from_env("SEEDPLANE_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
     if std::env::var("SEEDPLANE_LOG_FORMAT").is_ok_and(|format| format == "json") {
         builder.json().init();
     } else {
@@ -277,26 +280,17 @@ async fn run_parts(settings: Settings, parts: Parts) -> anyhow::Result<()> {
     let runtime = Runtime::start(settings, parts).await?;
     let handle = runtime.stop_handle();
     tokio::spawn(async move {
-        wait_for_signal().await;
+        stop_signal().await;
         tracing::info!("stopping; boxes come back at the next start");
         handle.send_replace(true);
         // A second signal does not wait.
-        wait_for_signal().await;
+        stop_signal().await;
         std::process::exit(130);
     });
     if !parts.serve {
         say("working");
     }
     runtime.run(parts, |public_url| say(&format!("ready: {public_url}"))).await
-}
-
-async fn wait_for_signal() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate()).expect("SIGTERM can be listened for");
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminate.recv() => {}
-    }
 }
 
 /// Whether the terminal shows what is typed.

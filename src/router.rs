@@ -17,12 +17,15 @@ use tower_http::{
     request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer},
     sensitive_headers::SetSensitiveRequestHeadersLayer,
     set_header::SetResponseHeaderLayer,
-    timeout::TimeoutLayer,
     trace::TraceLayer,
 };
 use utoipa::{
     Modify, OpenApi,
-    openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+    openapi::{
+        ObjectBuilder, RefOr, Required, Type,
+        path::{ParameterBuilder, ParameterIn},
+        security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+    },
 };
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_swagger_ui::SwaggerUi;
@@ -36,7 +39,7 @@ use crate::{
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "Seedplane", description = "The control plane for seedboxes. Amounts of US dollars are whole cents, times are RFC 3339 in UTC, errors are application/problem+json. Every POST takes an Idempotency-Key."),
+    info(title = "Seedplane", description = "The control plane for seedboxes. Amounts of US dollars are whole cents, times are RFC 3339 in UTC, errors are application/problem+json. A POST that lists Idempotency-Key is carried out once for each key; answers are kept for 30 days, and what a key made is found again after that too. Of sign-in nothing is kept: it opens another session."),
     modifiers(&Bearer),
     security(("bearer" = []))
 )]
@@ -49,6 +52,34 @@ impl Modify for Bearer {
         let bearer =
             HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some("A session or API token")).build();
         description.components.get_or_insert_default().add_security_scheme("bearer", SecurityScheme::Http(bearer));
+    }
+}
+
+/// Lists the header on every POST that takes it. The trial's clock and webhooks take none: a webhook has its own ids.
+struct Keyed;
+
+impl Modify for Keyed {
+    fn modify(&self, description: &mut utoipa::openapi::OpenApi) {
+        for operation in description.paths.paths.values_mut().filter_map(|path| path.post.as_mut()) {
+            let tags = operation.tags.iter().flatten();
+            let keyed = !tags.into_iter().any(|tag| tag == "trial" || tag == "webhooks");
+            let parameters = operation.parameters.get_or_insert_default();
+            parameters
+                .retain(|parameter| !matches!(parameter, RefOr::T(parameter) if parameter.name == "Idempotency-Key"));
+            if keyed {
+                let text = "1 to 255 printable characters. The same key with the same request is carried out once";
+                parameters.push(
+                    ParameterBuilder::new()
+                        .name("Idempotency-Key")
+                        .parameter_in(ParameterIn::Header)
+                        .required(Required::False)
+                        .description(Some(text))
+                        .schema(Some(ObjectBuilder::new().schema_type(Type::String).build()))
+                        .build()
+                        .into(),
+                );
+            }
+        }
     }
 }
 
@@ -76,7 +107,8 @@ pub fn router(app: App, sandbox: Option<Router>) -> Router {
     }
     let described =
         described.layer(middleware::from_fn_with_state(app.clone(), idempotency::layer)).merge(api::webhooks::routes());
-    let (routes, description) = described.split_for_parts();
+    let (routes, mut description) = described.split_for_parts();
+    Keyed.modify(&mut description);
 
     let mut router = routes
         .merge(SwaggerUi::new("/docs").url("/openapi.json", description))
@@ -101,11 +133,11 @@ pub fn router(app: App, sandbox: Option<Router>) -> Router {
             Problem::new(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "internal-error",
-                "something went wrong on our side; what was not confirmed was not done. Try again, with the same Idempotency-Key",
+                "something went wrong on our side; what was asked may or may not have been done. Ask again with the same Idempotency-Key: it is done once",
             )
             .into_response()
         }))
-        .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, Duration::from_secs(30)))
+        .layer(middleware::from_fn(in_time_and_in_words))
         // The matched route and never the URL: a one-time link is in it.
         .layer(TraceLayer::new_for_http().make_span_with(|request: &Request| {
             let route = request.extensions().get::<MatchedPath>().map_or("-", MatchedPath::as_str);
@@ -114,6 +146,7 @@ pub fn router(app: App, sandbox: Option<Router>) -> Router {
         }))
         .layer(PropagateRequestIdLayer::new(request_id.clone()))
         .layer(SetRequestIdLayer::new(request_id, MakeRequestUuid))
+        .layer(middleware::from_fn(only_safe_request_ids))
         .layer(SetSensitiveRequestHeadersLayer::new([header::AUTHORIZATION]))
         .layer(header("x-content-type-options", "nosniff"))
         .layer(header("referrer-policy", "no-referrer"))
@@ -148,6 +181,44 @@ async fn refuse_private_keys(request: Request, next: middleware::Next) -> Result
         ));
     }
     Ok(next.run(Request::from_parts(parts, Body::from(body))).await)
+}
+
+/// A caller's request id goes into logs and the audit log, so it is one that can stand anywhere, or it is replaced.
+async fn only_safe_request_ids(mut request: Request, next: middleware::Next) -> Response {
+    let safe = |id: &HeaderValue| {
+        let bytes = id.as_bytes();
+        (1..=64).contains(&bytes.len())
+            && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+    };
+    let mut ids = request.headers().get_all("x-request-id").iter();
+    let keep = ids.next().is_none_or(safe) && ids.next().is_none();
+    if !keep {
+        request.headers_mut().remove("x-request-id");
+    }
+    next.run(request).await
+}
+
+/// The longest a request may take.
+const LONGEST_REQUEST: Duration = Duration::from_secs(30);
+
+/// Answers what takes too long, and sees that every error is a problem, whichever layer made it. Pages, and the sandbox
+/// gateway's JSON, are left as they are.
+async fn in_time_and_in_words(request: Request, next: middleware::Next) -> Response {
+    let Ok(response) = tokio::time::timeout(LONGEST_REQUEST, next.run(request)).await else {
+        return Problem::of_status(StatusCode::GATEWAY_TIMEOUT).into_response();
+    };
+    let status = response.status();
+    let kind = response.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or("text/plain");
+    if !(status.is_client_error() || status.is_server_error()) || !kind.starts_with("text/plain") {
+        return response;
+    }
+    let mut problem = Problem::of_status(status).into_response();
+    for name in [header::ALLOW, header::RETRY_AFTER] {
+        if let Some(value) = response.headers().get(&name) {
+            problem.headers_mut().insert(name, value.clone());
+        }
+    }
+    problem
 }
 
 async fn count(request: Request, next: middleware::Next) -> impl IntoResponse {

@@ -29,6 +29,7 @@ use crate::{
     clock::{Clock, Time},
     config::Settings,
     ids::PlanId,
+    listener,
     mailer::{InboxMailer, Mailer, SmtpMailer},
     payments::{
         PaymentGateway,
@@ -379,9 +380,7 @@ impl Runtime {
                 let routes = routes.clone();
                 let mut stopping = self.stopping();
                 tasks.spawn(async move {
-                    axum::serve(listener, routes)
-                        .with_graceful_shutdown(async move { _ = stopping.wait_for(|stop| *stop).await })
-                        .await?;
+                    listener::serve(listener, routes, async move { _ = stopping.wait_for(|stop| *stop).await }).await;
                     Ok(())
                 });
             }
@@ -422,6 +421,19 @@ impl Runtime {
         if let Some(embedded) = self.embedded {
             embedded.stop().await;
         }
+    }
+}
+
+/// Returns when this process is told to stop: by Ctrl-C or by SIGTERM.
+///
+/// # Panics
+/// If signals cannot be listened for, which is said of no system this runs on.
+pub async fn stop_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).expect("SIGTERM can be listened for");
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
     }
 }
 
@@ -582,8 +594,8 @@ async fn start_sandbox(
         sandbox::Config {
             webhook_url: Some(format!("{here}/api/webhooks/coinpayportal")),
             state_file: Some(settings.data_dir.join("sandbox-gateway.json")),
-            // The real service looks about once a minute. Here: long enough for us to ask first.
-            seen_after: jiff::SignedDuration::from_secs(25),
+            // The real service looks about once a minute; on average a deposit is half as old by then.
+            seen_after: jiff::SignedDuration::from_secs(30),
             ..sandbox::Config::new(api_key.expose_secret(), business_id, webhook_secret.expose_secret())
         },
         Arc::new(move || now.now()),
@@ -628,5 +640,8 @@ pub async fn create_operator(
     email: &str,
     password: SecretString,
 ) -> anyhow::Result<crate::ids::UserId> {
-    Ok(accounts::sign_up(pool, email, password, accounts::Role::Operator, now, |_| Cause::system()).await?)
+    Ok(accounts::sign_up(pool, crate::ids::UserId::new(), email, password, accounts::Role::Operator, now, |_| {
+        Cause::system()
+    })
+    .await?)
 }

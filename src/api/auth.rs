@@ -3,7 +3,7 @@
 use axum::{
     Json,
     extract::State,
-    http::{HeaderName, StatusCode, header},
+    http::{HeaderMap, HeaderName, StatusCode, header},
 };
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
@@ -16,10 +16,10 @@ use super::{
     idempotency::NewId,
 };
 use crate::{
-    accounts::{self, ApiToken, Role, SESSION_LIFETIME},
+    accounts::{self, AccountError, ApiToken, Role, SESSION_LIFETIME},
     app::App,
     audit::events::{Actor, Cause},
-    auth::Customer,
+    auth::{ClientAddress, Customer},
     clock::Time,
     ids::UserId,
 };
@@ -66,27 +66,58 @@ struct Session {
 
 type Shown<T> = (StatusCode, [(HeaderName, &'static str); 1], Json<T>);
 
-async fn open_session(app: &App, body: SignIn, status: StatusCode) -> Result<Shown<Session>, Problem> {
+async fn open_session(
+    app: &App,
+    body: SignIn,
+    from: &ClientAddress,
+    status: StatusCode,
+) -> Result<Shown<Session>, AccountError> {
     let now = app.now();
-    let (user_id, token) = accounts::sign_in(&app.pool, &body.email, body.password, now).await?;
+    let (user_id, token) = accounts::sign_in(&app.pool, &body.email, body.password, &from.0, now).await?;
     let expires_at = Time(now.0 + SESSION_LIFETIME);
     Ok((status, NO_STORE, Json(Session { user_id, token: token.expose_secret().to_owned(), expires_at })))
 }
 
-/// Make an account and sign in.
+/// Make an account and sign in. Repeated with the same `Idempotency-Key`, address and password because the answer was lost,
+/// it signs in to the account that it made. Anybody else is told that the account exists, and to sign in.
 #[utoipa::path(post, path = "/api/auth/sign-up", tag = "accounts", security(()), request_body = SignIn,
-    responses((status = 201, body = Session), (status = 409, body = Problem), (status = 422, body = Problem)))]
-async fn sign_up(State(app): State<App>, Body(body): Body<SignIn>) -> Result<Shown<Session>, Problem> {
+    responses((status = 201, body = Session), (status = 409, body = Problem), (status = 422, body = Problem), (status = 429, body = Problem)))]
+async fn sign_up(
+    State(app): State<App>,
+    from: ClientAddress,
+    headers: HeaderMap,
+    Body(body): Body<SignIn>,
+) -> Result<Shown<Session>, Problem> {
+    let key = headers.get("idempotency-key").map(|key| key.to_str().unwrap_or_default());
+    if key.is_some_and(|key| !(1..=255).contains(&key.len())) {
+        return Err(Problem::bad_input("Idempotency-Key has 1 to 255 printable characters; nothing was done"));
+    }
+    let id = key.map_or_else(UserId::new, |key| accounts::id_by_key(key, &body.email));
     let cause = |id| Cause { actor: Actor::User(id), reason: String::new(), request_id: None };
-    accounts::sign_up(&app.pool, &body.email, body.password.clone(), Role::Customer, app.now(), cause).await?;
-    open_session(&app, body, StatusCode::CREATED).await
+    let made =
+        accounts::sign_up(&app.pool, id, &body.email, body.password.clone(), Role::Customer, app.now(), cause).await;
+    match made {
+        Ok(_) => Ok(open_session(&app, body, &from, StatusCode::CREATED).await?),
+        // Made by this very request: whoever has its password may come in, as by signing in.
+        Err(AccountError::EmailTaken) if key.is_some() && accounts::exists(&app.pool, id).await? => {
+            match open_session(&app, body, &from, StatusCode::CREATED).await {
+                Err(AccountError::BadCredentials) => Err(AccountError::EmailTaken.into()),
+                other => Ok(other?),
+            }
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
-/// Sign in.
+/// Sign in. After ten wrong passwords in 15 minutes it is answered 429, with `Retry-After`.
 #[utoipa::path(post, path = "/api/auth/sign-in", tag = "accounts", security(()), request_body = SignIn,
-    responses((status = 200, body = Session), (status = 401, body = Problem)))]
-async fn sign_in(State(app): State<App>, Body(body): Body<SignIn>) -> Result<Shown<Session>, Problem> {
-    open_session(&app, body, StatusCode::OK).await
+    responses((status = 200, body = Session), (status = 401, body = Problem), (status = 429, body = Problem)))]
+async fn sign_in(
+    State(app): State<App>,
+    from: ClientAddress,
+    Body(body): Body<SignIn>,
+) -> Result<Shown<Session>, Problem> {
+    Ok(open_session(&app, body, &from, StatusCode::OK).await?)
 }
 
 /// End the session, or revoke the token, that this request is made with.

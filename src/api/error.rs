@@ -2,6 +2,7 @@
 
 use axum::{
     Json,
+    body::Bytes,
     extract::{FromRequest, FromRequestParts, Path, Query, Request, rejection::JsonRejection},
     http::{HeaderValue, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
@@ -27,6 +28,9 @@ pub struct Problem {
     pub status: u16,
     /// What happened and what to do, for people.
     pub detail: String,
+    /// After how many seconds to ask again, in the header.
+    #[serde(skip)]
+    retry_after: Option<i64>,
 }
 
 impl Problem {
@@ -37,6 +41,7 @@ impl Problem {
             title: status.canonical_reason().unwrap_or("Error").to_owned(),
             status: status.as_u16(),
             detail: detail.into(),
+            retry_after: None,
         }
     }
 
@@ -55,6 +60,35 @@ impl Problem {
         Self::new(StatusCode::CONFLICT, "conflict", detail)
     }
 
+    /// The body is larger than any that is needed.
+    pub fn too_large() -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "a body has at most 64 KiB; nothing was done")
+    }
+
+    /// What is said of an error that some layer below answered in words of its own, or in none.
+    pub fn of_status(status: StatusCode) -> Self {
+        let (kind, detail) = match status {
+            StatusCode::NOT_FOUND => return Self::not_found("page"),
+            StatusCode::METHOD_NOT_ALLOWED => {
+                ("method-not-allowed", "this address does not take that method; the header `Allow` says which it takes")
+            }
+            StatusCode::PAYLOAD_TOO_LARGE => return Self::too_large(),
+            StatusCode::GATEWAY_TIMEOUT => (
+                "timed-out",
+                "it took longer than 30 seconds; what was asked may or may not have been done. Ask again with the same \
+                 Idempotency-Key: it is done once",
+            ),
+            StatusCode::BAD_REQUEST => ("bad-request", "the request cannot be read; nothing was done"),
+            status if status.is_client_error() => ("refused", "the request was refused; nothing was done"),
+            _ => (
+                "internal-error",
+                "something went wrong on our side; what was not confirmed may or may not have been done. Ask again with the \
+                 same Idempotency-Key: it is done once",
+            ),
+        };
+        Self::new(status, kind, detail)
+    }
+
     /// Nobody is signed in.
     pub fn unauthorized() -> Self {
         Self::new(
@@ -67,6 +101,7 @@ impl Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
+        let retry_after = self.retry_after;
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, Json(self)).into_response();
         let headers = response.headers_mut();
@@ -77,17 +112,31 @@ impl IntoResponse for Problem {
         if status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
         }
+        if let Some(seconds) = retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
         response
     }
 }
 
 impl From<sqlx::Error> for Problem {
     fn from(error: sqlx::Error) -> Self {
+        // Class 22 is a value that cannot be held, 23 one that breaks a rule of its table: the same again would be refused
+        // again. Its own words name tables and values, which are for the log.
+        let class =
+            error.as_database_error().and_then(|error| error.code().map(|code| code[..2.min(code.len())].to_owned()));
+        if matches!(class.as_deref(), Some("22" | "23")) {
+            tracing::warn!(%error, "a value was refused by the database");
+            return Self::bad_input(
+                "a value cannot be stored: it is too long, too large, out of range or does not fit what is there. Nothing was done",
+            );
+        }
         tracing::error!(%error, "the database failed");
         Self::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "database-unavailable",
-            "the database cannot be reached or refused; nothing was changed. Try again in a moment",
+            "the database cannot be reached or did not answer; what was asked may or may not have been done. Ask again in a \
+             moment, with the same Idempotency-Key: it is done once",
         )
     }
 }
@@ -110,6 +159,10 @@ impl From<AccountError> for Problem {
             AccountError::EmailTaken => Self::new(StatusCode::CONFLICT, "email-taken", detail),
             AccountError::BadEmail | AccountError::BadPassword => Self::bad_input(detail),
             AccountError::BadCredentials => Self::new(StatusCode::UNAUTHORIZED, "bad-credentials", detail),
+            AccountError::TooManyTries { retry_after } => Self {
+                retry_after: Some(retry_after),
+                ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too-many-tries", detail)
+            },
             AccountError::Database(error) => error.into(),
         }
     }
@@ -155,18 +208,71 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        match Json::<T>::from_request(request, state).await {
+        let (parts, body) = request.into_parts();
+        let body = match Bytes::from_request(Request::from_parts(parts.clone(), body), state).await {
+            Ok(body) => body,
+            Err(rejection) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => return Err(Problem::too_large()),
+            Err(_) => {
+                return Err(Problem::new(
+                    StatusCode::BAD_REQUEST,
+                    "cut-short",
+                    "the body did not arrive whole; nothing was done",
+                ));
+            }
+        };
+        if has_nul(&body) {
+            return Err(Problem::bad_input(
+                "a text holds the character NUL (\\u0000), which cannot be stored; nothing was done",
+            ));
+        }
+        match Json::<T>::from_request(Request::from_parts(parts, body.into()), state).await {
             Ok(Json(value)) => Ok(Self(value)),
             Err(JsonRejection::MissingJsonContentType(_)) => Err(Problem::new(
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "not-json",
                 "send the body as JSON with `Content-Type: application/json`",
             )),
-            Err(rejection) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
-                Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "a body has at most 64 KiB"))
-            }
-            Err(rejection) => Err(Problem::bad_input(rejection.body_text())),
+            Err(rejection) => Err(Problem::bad_input(plainly(&rejection.body_text()))),
         }
+    }
+}
+
+/// What is wrong with a JSON body or a query, without the name of the part of the program that found it.
+fn plainly(said: &str) -> String {
+    let cause = [
+        "Failed to deserialize the JSON body into the target type: ",
+        "Failed to parse the request body as JSON: ",
+        "Failed to deserialize query string: ",
+    ]
+    .iter()
+    .find_map(|prefix| said.strip_prefix(prefix));
+    match cause {
+        Some(cause) => format!("the request is not understood: {cause}. Nothing was done; /docs shows what it takes"),
+        None => said.to_owned(),
+    }
+}
+
+/// Whether JSON holds an escaped NUL, which is the only way it can hold one. A backslash stands in texts only, and takes the
+/// character after it with it.
+fn has_nul(json: &[u8]) -> bool {
+    let mut rest = json;
+    while let Some(at) = rest.iter().position(|byte| *byte == b'\\') {
+        if rest[at + 1..].starts_with(b"u0000") {
+            return true;
+        }
+        rest = rest.get(at + 2..).unwrap_or_default();
+    }
+    false
+}
+
+/// A body as it came, for what is signed.
+pub struct Raw(pub Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for Raw {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        Bytes::from_request(request, state).await.map(Self).map_err(|_| Problem::too_large())
     }
 }
 
@@ -189,9 +295,14 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Parameters<T> 
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        if parts.uri.query().is_some_and(|query| query.contains("%00")) {
+            return Err(Problem::bad_input(
+                "a parameter holds the character NUL (%00), which cannot be stored; nothing was done",
+            ));
+        }
         match Query::<T>::from_request_parts(parts, state).await {
             Ok(Query(value)) => Ok(Self(value)),
-            Err(rejection) => Err(Problem::bad_input(rejection.body_text())),
+            Err(rejection) => Err(Problem::bad_input(plainly(&rejection.body_text()))),
         }
     }
 }

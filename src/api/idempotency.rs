@@ -54,7 +54,7 @@ pub async fn layer(State(app): State<App>, request: Request, next: Next) -> Resu
         Some(token) => accounts::authenticate(&app.pool, token, now).await?,
         None => None,
     };
-    // Without a person there is nobody the key could belong to: sign-up and sign-in make nothing twice anyway.
+    // Without a person there is nobody the key could belong to. Sign-up takes it by itself; sign-in makes a session each time.
     let Some(principal) = principal else { return Ok(next.run(Request::from_parts(parts, body)).await) };
     let user = principal.user_id.0;
 
@@ -94,10 +94,20 @@ pub async fn layer(State(app): State<App>, request: Request, next: Next) -> Resu
     let response = next.run(Request::from_parts(parts, Body::from(body))).await;
 
     if response.status().is_server_error() {
-        // It did not happen: the key is free again.
-        sqlx::query!("delete from idempotency_keys where user_id = $1 and key = $2", user, key)
-            .execute(&app.pool)
-            .await?;
+        // Whether it happened is not known, so the key stays with its request: repeated, it is carried out again at once and
+        // finds what it made. Where the database does not answer this either, it can be repeated once it counts as cut off.
+        let long_ago = Time(now.0 - ABANDONED_AFTER - ABANDONED_AFTER);
+        let freed = sqlx::query!(
+            "update idempotency_keys set created_at = $3 where user_id = $1 and key = $2",
+            user,
+            key,
+            long_ago,
+        )
+        .execute(&app.pool)
+        .await;
+        if let Err(error) = freed {
+            tracing::warn!(%error, "an Idempotency-Key stays taken for a moment");
+        }
         return Ok(response);
     }
     let secret = response.headers().get(header::CACHE_CONTROL).is_some_and(|value| value == "no-store");

@@ -20,7 +20,7 @@ use crate::{
         chain::{self, Copy, Verification},
         events::{self, Cause, Event, Subject},
     },
-    auth::Operator,
+    auth::{Operator, Reader},
     billing::ledger::{self, LedgerCheck},
     clock::Time,
     ids::{PlanId, ResourceId},
@@ -54,7 +54,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
 
 /// What needs a look, newest first.
 #[utoipa::path(get, path = "/api/operator/alerts", tag = "operator", responses((status = 200, body = Vec<Alert>)))]
-async fn alerts(State(app): State<App>, _operator: Operator) -> Result<Json<Vec<Alert>>, Problem> {
+async fn alerts(State(app): State<App>, _reader: Reader) -> Result<Json<Vec<Alert>>, Problem> {
     Ok(Json(alerts::open(&app.pool).await?))
 }
 
@@ -103,7 +103,7 @@ async fn any(app: &App, id: Uuid) -> Result<Resource, Problem> {
     responses((status = 200, body = ResourceView), (status = 404, body = Problem)))]
 async fn show_resource(
     State(app): State<App>,
-    _operator: Operator,
+    _reader: Reader,
     Id(id): Id<Uuid>,
 ) -> Result<Json<ResourceView>, Problem> {
     let resource = any(&app, id).await?;
@@ -114,10 +114,17 @@ async fn show_resource(
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Hold {
-    /// Until when; `null` releases it.
-    until: Option<Time>,
+    /// Until when; `null` releases it. One of the two is said: what is forgotten is not a release.
+    #[schema(value_type = Option<Time>, required = true)]
+    #[serde(default, deserialize_with = "said")]
+    until: Option<Option<Time>>,
     /// Why.
     reason: String,
+}
+
+/// Tells `null` from nothing.
+fn said<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Option<Time>>, D::Error> {
+    Option::<Time>::deserialize(deserializer).map(Some)
 }
 
 /// Stops suspension and wipe of a box until a time, whatever the workers want, in the caller's process: also for the CLI.
@@ -165,10 +172,13 @@ async fn hold(
 ) -> Result<Json<ResourceView>, Problem> {
     let cause = operator.cause(&body.reason)?;
     let resource = any(&app, id).await?;
-    if body.until.is_some_and(|until| until <= app.now()) {
-        return Err(Problem::bad_input("`until` is in the past"));
+    let Some(until) = body.until else {
+        return Err(Problem::bad_input("`until` says until when, or `null` to release the hold; nothing was changed"));
+    };
+    if until.is_some_and(|until| until <= app.now()) {
+        return Err(Problem::bad_input("`until` is in the past; nothing was changed"));
     }
-    place_hold(&app.pool, app.now(), hold, resource.id, body.until, &cause).await?;
+    place_hold(&app.pool, app.now(), hold, resource.id, until, &cause).await?;
     Ok(Json(ResourceView::load(&app, any(&app, id).await?).await?))
 }
 
@@ -295,6 +305,10 @@ pub fn terminate_check(now: Time, resource: &Resource, confirm_label: &str, end_
     Ok(())
 }
 
+/// More a month, or more on one disk, is a slip of the finger.
+const MAX_PRICE: Usd = Usd::from_cents(1_000_000);
+const MAX_DISK_GB: i32 = 1_000_000;
+
 /// A plan, or a new version of one.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -339,6 +353,12 @@ async fn add_plan(
         || body.disk_gb < 1
     {
         return Err(Problem::bad_input("`name` has 1 to 80 characters; `price_cents` and `disk_gb` are more than 0"));
+    }
+    if body.price_cents > MAX_PRICE || body.disk_gb > MAX_DISK_GB || body.description.chars().count() > 1000 {
+        return Err(Problem::bad_input(format!(
+            "a plan costs at most {MAX_PRICE}, has at most {MAX_DISK_GB} GB, and its `description` at most 1000 characters; \
+             nothing was added"
+        )));
     }
     let Some(provider) = app.provider(&body.provider) else {
         let known: Vec<&str> = app.providers.keys().copied().collect();
@@ -405,14 +425,14 @@ struct LedgerView {
 
 /// Recompute every balance from the transfers.
 #[utoipa::path(get, path = "/api/operator/ledger/check", tag = "operator", responses((status = 200, body = LedgerView)))]
-async fn check_ledger(State(app): State<App>, _operator: Operator) -> Result<Json<LedgerView>, Problem> {
+async fn check_ledger(State(app): State<App>, _reader: Reader) -> Result<Json<LedgerView>, Problem> {
     let check = ledger::check(&app.pool).await?;
     Ok(Json(LedgerView { sound: check.is_sound(), check }))
 }
 
 /// Verify the whole audit log.
 #[utoipa::path(get, path = "/api/operator/audit/verify", tag = "operator", responses((status = 200, body = Verification)))]
-async fn verify_audit(State(app): State<App>, _operator: Operator) -> Result<Json<Verification>, Problem> {
+async fn verify_audit(State(app): State<App>, _reader: Reader) -> Result<Json<Verification>, Problem> {
     let verification = chain::verify(&app.pool, Copy::Own(&app.checkpoint_file))
         .await
         .map_err(|error| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "audit-unreadable", error.to_string()))?;

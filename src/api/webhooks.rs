@@ -2,7 +2,6 @@
 //! payment it is about.
 
 use axum::{
-    body::Bytes,
     extract::State,
     http::{HeaderMap, StatusCode},
 };
@@ -10,7 +9,7 @@ use sha2::{Digest, Sha256};
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
-use super::error::Problem;
+use super::error::{Problem, Raw};
 use crate::app::App;
 
 pub(crate) fn routes() -> OpenApiRouter<App> {
@@ -20,7 +19,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
 /// For CoinPayPortal. The raw bytes are signed; a bad, missing, empty or stale signature is refused and nothing is stored.
 #[utoipa::path(post, path = "/api/webhooks/coinpayportal", tag = "webhooks", security(()), request_body = String,
     responses((status = 200), (status = 401, body = Problem), (status = 503, body = Problem)))]
-async fn coinpayportal(State(app): State<App>, headers: HeaderMap, raw: Bytes) -> Result<StatusCode, Problem> {
+async fn coinpayportal(State(app): State<App>, headers: HeaderMap, Raw(raw): Raw) -> Result<StatusCode, Problem> {
     let signature = headers.get("x-coinpay-signature").and_then(|value| value.to_str().ok());
     // Signatures are stamped by the gateway's own clock, so they are held against the system's and not against the
     // trial's, unless the sandbox, which shares our clock, stamped them.

@@ -173,6 +173,20 @@ pub async fn refund_in(
     Ok(())
 }
 
+/// What the end of a box gave back, once it has ended.
+///
+/// # Errors
+/// Those of the database.
+pub async fn of_end(connection: &mut PgConnection, resource: &Resource) -> sqlx::Result<Usd> {
+    sqlx::query_scalar!(
+        r#"select coalesce(sum(amount_cents), 0)::bigint as "sum!: Usd" from ledger_transfers
+           where resource_id = $1 and kind = 'refund' and cause like 'charge:% the box ended (%'"#,
+        resource.id.0
+    )
+    .fetch_one(connection)
+    .await
+}
+
 /// A charge with the upgrades in its period, and what was given back of it.
 struct Charged {
     key: String,

@@ -85,7 +85,7 @@ pub struct TopupView {
     pub credited_cents: Usd,
     /// What came above the quote and waits for an operator, in US cents.
     pub held_cents: Usd,
-    /// Why an operator has to look at it.
+    /// Why an operator has to look at it, until one has.
     pub unresolved_reason: Option<String>,
     /// What went wrong with asking for a quote, if anything; it is being tried again.
     pub last_error: Option<String>,
@@ -118,6 +118,7 @@ pub struct Topup {
     pub credited_cents: Usd,
     pub held_cents: Usd,
     pub unresolved_reason: Option<String>,
+    pub resolved_at: Option<Time>,
     pub polls_done: i32,
     pub next_poll_at: Option<Time>,
     pub last_error: Option<String>,
@@ -149,7 +150,7 @@ impl From<Topup> for TopupView {
             expires_at: topup.expires_at,
             credited_cents: topup.credited_cents,
             held_cents: topup.held_cents,
-            unresolved_reason: topup.unresolved_reason,
+            unresolved_reason: topup.unresolved_reason.filter(|_| topup.resolved_at.is_none()),
             last_error: topup.last_error,
             created_at: topup.created_at,
         }
@@ -162,7 +163,7 @@ macro_rules! select_topups {
             Topup,
             r#"select id, user_id, order_id, amount_cents, coin, status as "status: TopupStatus", version, gateway_attempt, payment_id,
                    address, expected_crypto, amount_to_pay, quoted_total_cents, received_crypto, pay_page_url, quoted_at,
-                   expires_at, credited_at, credited_cents, held_cents, unresolved_reason, polls_done, next_poll_at,
+                   expires_at, credited_at, credited_cents, held_cents, unresolved_reason, resolved_at, polls_done, next_poll_at,
                    last_error, failures, ask_not_before, created_at
                from topup_intents where "# + $condition,
             $($argument),*

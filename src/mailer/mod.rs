@@ -117,6 +117,16 @@ pub struct SmtpMailer {
 }
 
 impl SmtpMailer {
+    /// What is wrong with the URL or the address, without repeating the URL; nothing is connected to.
+    pub fn check(url: &SecretString, from: &str) -> Vec<String> {
+        let url = AsyncSmtpTransport::<Tokio1Executor>::from_url(url.expose_secret())
+            .map(drop)
+            .map_err(|_| "SMTP_URL is not an smtp:// or smtps:// URL".to_owned());
+        let from =
+            from.parse::<Mailbox>().map(drop).map_err(|error| format!("MAIL_FROM is not an e-mail address: {error}"));
+        [url, from].into_iter().filter_map(Result::err).collect()
+    }
+
     /// A mailer for an `smtp://` or `smtps://` URL, which may hold a user and a password.
     ///
     /// # Errors

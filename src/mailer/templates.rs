@@ -226,7 +226,7 @@ pub fn plan_changed(resource: &Resource, plan: &Plan, attempt: &AttemptId) -> No
 }
 
 /// The box is gone, with the proof.
-pub fn box_terminated(resource: &Resource, certificate: &Value) -> Notice<'static> {
+pub fn box_terminated(resource: &Resource, certificate: &Value, refund: Usd) -> Notice<'static> {
     let mut lines = String::new();
     for fact in certificate["facts"].as_array().into_iter().flatten() {
         lines.push_str(&format!(
@@ -235,8 +235,13 @@ pub fn box_terminated(resource: &Resource, certificate: &Value) -> Notice<'stati
             fact["fact"].as_str().unwrap_or_default()
         ));
     }
+    let money = if refund.is_positive() {
+        format!("{refund} of what you had paid for it went back to your balance")
+    } else {
+        "Nothing of your balance was taken for this, and nothing of what you had paid for it goes back".to_owned()
+    };
     let body = format!(
-        "Your seedbox \"{}\" has ended and its data is wiped. Your balance is untouched by this.\n\nWipe certificate {}:\n{lines}",
+        "Your seedbox \"{}\" has ended and its data is wiped. {money}.\n\nWipe certificate {}:\n{lines}",
         resource.label, resource.id,
     );
     let key = format!("box_terminated:{}", resource.id);

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use axum::{
     Router,
-    extract::{Path, State},
+    extract::State,
     http::{StatusCode, header},
     response::{Html, IntoResponse, Response},
     routing::get,
@@ -15,7 +15,10 @@ use seedplane_provisioning::node::gate;
 
 use crate::{
     accounts,
-    api::{error::Problem, seedbox::resources},
+    api::{
+        error::{Id, Problem},
+        seedbox::resources,
+    },
     app::App,
     audit::events::{Actor, Cause},
     byos::onboarding,
@@ -76,14 +79,14 @@ async fn start(State(app): State<App>) -> Html<String> {
 }
 
 /// The link of a mail. Looking opens nothing: mail scanners look too.
-async fn ask(State(app): State<App>, Path(_token): Path<String>) -> Response {
+async fn ask(State(app): State<App>, Id(_token): Id<String>) -> Response {
     let body = "<p>This link shows the login of your seedbox, once.</p>\
                 <form method=\"post\"><button>Show the login</button></form>\
                 <p class=\"soft\">Have a place ready to keep the password: it cannot be shown again, only replaced.</p>";
     ([(header::CACHE_CONTROL, "no-store")], page(&app, "Your login", body)).into_response()
 }
 
-async fn open(State(app): State<App>, Path(token): Path<String>) -> Result<Response, Problem> {
+async fn open(State(app): State<App>, Id(token): Id<String>) -> Result<Response, Problem> {
     let now = app.now();
     let link = sqlx::query!(
         r#"update one_time_links set used_at = $2

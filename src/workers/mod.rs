@@ -12,7 +12,7 @@ use sqlx::PgPool;
 use tokio::sync::watch;
 
 use crate::{
-    alerts,
+    accounts, alerts,
     app::App,
     audit::chain,
     billing::sweep::CLOCK_JUMPED,
@@ -185,7 +185,10 @@ tasks! {
     RevokeConnection = "revoke_connection" { connection_id: ConnectionId } |app, task| async move {
         byos_connector::revoke(&app, task.connection_id).await
     };
-    Reconcile = "reconcile" {} |app, _task| async move { reconciler::reconcile(&app).await };
+    Reconcile = "reconcile" {} |app, _task| async move {
+        accounts::forget(&app.pool, app.now()).await?;
+        reconciler::reconcile(&app).await
+    };
     LookAtProviders = "look_at_providers" {} |app, _task| async move { reconciler::look_at_providers(&app).await };
     SealAudit = "seal_audit" {} |app, _task| async move {
         chain::seal(&app).await?;

@@ -192,12 +192,21 @@ async fn a_stranger_gets_404_everywhere() {
             let method: Method = method.to_uppercase().parse().unwrap();
             let sent = (method != Method::GET).then_some(body);
             if !open {
-                let (status, _) = test.call(None, method.clone(), &url, sent.clone()).await;
+                let (status, problem) = test.call(None, method.clone(), &url, sent.clone()).await;
                 assert_eq!(status, StatusCode::UNAUTHORIZED, "nobody: {method} {path}");
+                assert_eq!(problem["type"], "unauthorized", "nobody: {method} {path}");
+            }
+            if !open && method == Method::GET && !path.contains("{id}") && !path.contains("/operator/") {
+                let (_, listed) = test.call(Some(&stranger), method.clone(), &url, None).await;
+                let text = listed.to_string();
+                for theirs in [&id, &order, &topup, &token, &buyer.id.to_string()] {
+                    assert!(!text.contains(theirs.as_str()), "a stranger's {path} shows {theirs}");
+                }
             }
             if path.contains("{id}") || path.contains("/operator/") {
-                let (status, _) = test.call(Some(&stranger), method.clone(), &url, sent).await;
+                let (status, problem) = test.call(Some(&stranger), method.clone(), &url, sent).await;
                 assert_eq!(status, StatusCode::NOT_FOUND, "a stranger: {method} {path}");
+                assert_eq!(problem["type"], "not-found", "a stranger: {method} {path}");
                 tried += 1;
             }
         }
@@ -444,4 +453,22 @@ async fn an_event_names_the_request_it_came_with() {
             .await
             .unwrap();
     assert_eq!(named, ["resource.suspend_requested"]);
+}
+
+#[tokio::test]
+async fn the_last_mail_says_what_went_back_to_the_balance() {
+    let test = TestApp::new().await;
+    let buyer = test.customer().await;
+    let id = test.active_box(&buyer, 1500).await;
+    let path = format!("/api/seedbox/resources/{id}");
+    test.post(&buyer, &format!("{path}/terminate"), json!({ "confirm_label": "Small" })).await;
+    let ended = test.until(&buyer, &path, |resource| resource["status"] == "terminated").await;
+    test.until_handed("box_terminated", 1).await;
+    let back = test.get(&buyer, "/api/billing/account").await["paid_cents"].as_i64().unwrap();
+    assert!(back > 0, "ended in its first days");
+    let inbox = test.http.get(format!("{}/trial/inbox", test.base)).send().await.unwrap().text().await.unwrap();
+    let words =
+        format!("{} of what you had paid for it went back to your balance", seedplane::money::Usd::from_cents(back));
+    assert!(inbox.contains(&words), "{words}: {inbox}");
+    assert_eq!(ended["wipe_certificate"]["finished_at"], ended["terminated_at"]);
 }

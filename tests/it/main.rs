@@ -11,6 +11,7 @@ mod byos;
 mod byos_gate;
 mod crash;
 mod drift;
+mod http;
 mod lapses;
 mod lifecycle;
 mod operator_money;

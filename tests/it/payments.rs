@@ -43,6 +43,8 @@ impl Server {
             .env("COINPAYPORTAL_API_KEY", format!("cp_live_{}", "a".repeat(32)))
             .env("COINPAYPORTAL_BUSINESS_ID", world.business_id.to_string())
             .env("COINPAYPORTAL_WEBHOOK_SECRET", &world.webhook_secret)
+            .env("SMTP_URL", "smtp://localhost:25")
+            .env("MAIL_FROM", "boxes@localhost")
             .stdin(std::process::Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)

@@ -256,3 +256,58 @@ async fn what_was_compared_with_no_copy_is_not_called_unaltered() {
     let whole = verify(&[]);
     assert!(whole.status.success() && said(&whole).contains(": unaltered\n"), "{}", said(&whole));
 }
+
+#[tokio::test]
+async fn an_operator_holds_suspends_and_ends_a_box_from_the_command_line() {
+    let mut trial = Trial::start("127.0.0.1:0");
+    let buyer = trial.sign_up().await;
+    let paid = trial.pay(&buyer, 1500, "exact").await;
+    let until = async |path: &str, so: &dyn Fn(&Value) -> bool| {
+        let started = Instant::now();
+        loop {
+            let seen = trial.call(Some(&buyer), Method::GET, path, None).await;
+            if so(&seen) {
+                return seen;
+            }
+            assert!(started.elapsed() < PATIENCE, "{path}: {seen}; {}", trial.log());
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    until(&paid, &|topup| topup["credited_cents"] == 1500).await;
+    let plans = trial.call(None, Method::GET, "/api/seedbox/plans", None).await;
+    let body = json!({ "plan_id": plans[0]["id"] });
+    let order = trial.call(Some(&buyer), Method::POST, "/api/seedbox/orders", Some(body)).await;
+    let id = order["resource_id"].as_str().unwrap().to_owned();
+    let path = format!("/api/seedbox/resources/{id}");
+    until(&path, &|resource| resource["status"] == "active").await;
+
+    let operator = "operator@example.org";
+    let made = command(&trial.data, &["operator", "create", operator], "a long enough password\n");
+    assert!(made.status.success(), "{}", said(&made));
+    let operate = |action: &str, more: &[&str], reason: &str| {
+        let all = [&["operator", action, &id, "--operator", operator, "--reason", reason], more].concat();
+        command(&trial.data, &all, "")
+    };
+    for (days, code) in [("4294967295", 2), ("3651", 2), ("-1", 2), ("3650", 0)] {
+        let held = operate("hold", &["--days", days], "looking into it");
+        assert_eq!(held.status.code(), Some(code), "{days}: {}", said(&held));
+        assert!(!said(&held).contains("panicked"), "{}", said(&held));
+    }
+    assert!(!until(&path, &|_| true).await["hold_until"].is_null());
+    let long = operate("hold", &["--days", "1"], &"x".repeat(1001));
+    assert!(long.status.code() == Some(1) && said(&long).contains("1 to 1000 characters"), "{}", said(&long));
+    let ended = operate("terminate", &["--confirm", "Small"], "asked for");
+    assert!(ended.status.code() == Some(1) && said(&ended).contains("release the hold first"), "{}", said(&ended));
+    assert!(operate("hold", &["--days", "0"], "looked into it").status.success());
+
+    let suspended = operate("suspend", &[], "asked for");
+    assert!(suspended.status.success(), "{}", said(&suspended));
+    until(&path, &|resource| resource["status"] == "suspended" && resource["suspend_reason"] == "operator").await;
+    let wrong = operate("terminate", &["--confirm", "small"], "asked for");
+    assert!(wrong.status.code() == Some(1) && said(&wrong).contains("nothing was ended"), "{}", said(&wrong));
+    let ended = operate("terminate", &["--confirm", "Small"], "asked for");
+    assert!(ended.status.success(), "{}", said(&ended));
+    let gone = until(&path, &|resource| resource["status"] == "terminated").await;
+    assert_eq!(gone["wipe_certificate"]["finished_at"], gone["terminated_at"]);
+    trial.stop().await;
+}

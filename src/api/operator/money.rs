@@ -15,7 +15,7 @@ use crate::{
         seedbox::resources::ResourceView,
     },
     app::App,
-    auth::Operator,
+    auth::{Operator, Reader},
     billing::{
         adjustments::{self, Payout, Resolution, UnresolvedTopup},
         ledger::{self, Balances},
@@ -63,7 +63,7 @@ struct CustomerView {
     responses((status = 200, body = CustomerView), (status = 404, body = Problem)))]
 async fn find_customer(
     State(app): State<App>,
-    _operator: Operator,
+    _reader: Reader,
     Parameters(find): Parameters<FindParameters>,
 ) -> Result<Json<CustomerView>, Problem> {
     let found = accounts::customer_by_email(&app.pool, &find.email).await?;
@@ -130,7 +130,7 @@ async fn release_balance(
 /// Payments that the rules could not book, oldest first.
 #[utoipa::path(get, path = "/api/operator/topups/unresolved", tag = "operator",
     responses((status = 200, body = Vec<UnresolvedTopup>)))]
-async fn unresolved_topups(State(app): State<App>, _operator: Operator) -> Result<Json<Vec<UnresolvedTopup>>, Problem> {
+async fn unresolved_topups(State(app): State<App>, _reader: Reader) -> Result<Json<Vec<UnresolvedTopup>>, Problem> {
     Ok(Json(adjustments::unresolved(&app.pool).await?))
 }
 
@@ -192,7 +192,7 @@ async fn refund(
 
 /// Payouts that are decided and not sent yet, oldest first.
 #[utoipa::path(get, path = "/api/operator/payouts", tag = "operator", responses((status = 200, body = Vec<Payout>)))]
-async fn open_payouts(State(app): State<App>, _operator: Operator) -> Result<Json<Vec<Payout>>, Problem> {
+async fn open_payouts(State(app): State<App>, _reader: Reader) -> Result<Json<Vec<Payout>>, Problem> {
     Ok(Json(adjustments::open_payouts(&app.pool).await?))
 }
 

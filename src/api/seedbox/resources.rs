@@ -133,7 +133,8 @@ impl ResourceView {
             label: resource.label,
             status: resource.status,
             status_since: resource.status_since,
-            status_reason: resource.status_reason,
+            // What brought an active box here is the workers' own word for it.
+            status_reason: resource.status_reason.filter(|_| resource.status != Status::Active),
             suspend_reason: resource.suspend_reason,
             order_id: resource.order_id,
             plan_id: resource.plan_id,

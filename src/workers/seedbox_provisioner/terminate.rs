@@ -17,6 +17,16 @@ use crate::{
     },
 };
 
+/// A provider says when it saw something by the system's clock; a certificate has one clock, which in a trial is ahead of it.
+fn in_our_time(mut facts: serde_json::Value, ahead: jiff::SignedDuration) -> serde_json::Value {
+    for fact in facts.as_array_mut().into_iter().flatten() {
+        if let Some(at) = fact["at"].as_str().and_then(|at| at.parse::<jiff::Timestamp>().ok()) {
+            fact["at"] = json!(at + ahead);
+        }
+    }
+    facts
+}
+
 impl Step<'_> {
     pub(super) async fn terminate(mut self) -> Result<Next, StepError> {
         // What was never delivered is cleaned up all the same.
@@ -71,7 +81,7 @@ impl Step<'_> {
                 json!([{ "fact": "there is no machine with this box's tag at the provider", "at": self.app.now() }])
             }
             Ok(Some(resource_ref)) => match self.provider.terminate(&resource_ref).await {
-                Ok(Termination::Gone(facts)) => json!(facts),
+                Ok(Termination::Gone(facts)) => in_our_time(json!(facts), self.app.clock.offset()),
                 Ok(Termination::InProgress { retry_after }) => return Ok(Next::Again(retry_after)),
                 Err(error) => return self.wipe_error(tries, &error).await,
             },
@@ -142,7 +152,8 @@ impl Step<'_> {
         }
         operations::finish_in(&mut tx, self.attempt.id, Outcome::Done, None, now).await?;
         repository::wake_account_in(&mut tx, self.resource.user_id, now).await?;
-        mailer::notify_in(&mut tx, templates::box_terminated(&self.resource, &certificate), now).await?;
+        let refund = crate::billing::refunds::of_end(&mut tx, &self.resource).await?;
+        mailer::notify_in(&mut tx, templates::box_terminated(&self.resource, &certificate, refund), now).await?;
         tx.commit().await?;
         // Those of operations that were not carried out, too.
         self.app.secrets.delete_all(&format!("resource/{}", self.resource.id)).await?;

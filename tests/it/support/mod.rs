@@ -195,7 +195,7 @@ impl World {
         };
         let (stop, stopping) = watch::channel(false);
         let routes = router::router(app.clone(), None);
-        tokio::spawn(async move { axum::serve(listener, routes).await });
+        tokio::spawn(seedplane::listener::serve(listener, routes, std::future::pending()));
         if work {
             let app = app.clone();
             tokio::spawn(async move { workers::run(app, stopping).await.unwrap() });
@@ -288,7 +288,9 @@ impl TestApp {
         let email = format!("{}@example.org", Uuid::new_v4().simple());
         let password = SecretString::from("a long enough password");
         let now = self.app.now();
-        let id = accounts::sign_up(&self.app.pool, &email, password, role, now, |_| Cause::system()).await.unwrap();
+        let id = accounts::sign_up(&self.app.pool, UserId::new(), &email, password, role, now, |_| Cause::system())
+            .await
+            .unwrap();
         // A session would end when the clock is moved by weeks.
         let (_, token) =
             accounts::create_api_token(&self.app.pool, Uuid::now_v7(), id, "test", None, now, &Cause::system())
