@@ -360,7 +360,7 @@ pub async fn still_wanted_in(
     let decision = rules::decide(&of.account, now.0, &app.policy, &interlocks);
     Ok(decision.actions.iter().any(|action| match action {
         Action::Suspend { id } => operation == Operation::Suspend && *id == resource.id,
-        Action::End { id, unpaid: true } => operation == Operation::Terminate && *id == resource.id,
+        Action::End { id, .. } => operation == Operation::Terminate && *id == resource.id,
         _ => false,
     }))
 }

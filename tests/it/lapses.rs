@@ -240,6 +240,46 @@ async fn an_operators_request_replaces_the_owners() {
 }
 
 #[tokio::test]
+async fn an_operators_command_replaces_the_owners_request() {
+    let world = World::new().await;
+    let (test, buyer, path) = without_workers(&world).await;
+    let operator = test.person(Role::Operator).await;
+    let email: String = sqlx::query_scalar("select email from users where id = $1")
+        .bind(operator.id.0)
+        .fetch_one(&test.app.pool)
+        .await
+        .unwrap();
+    test.post(&buyer, &format!("{path}/suspend"), json!({})).await;
+    let command = |words: &[&str]| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_seedplane"))
+            .args([
+                "operator",
+                words[0],
+                path.rsplit('/').next().unwrap(),
+                "--operator",
+                &email,
+                "--reason",
+                "notice 17",
+            ])
+            .args(&words[1..])
+            .arg("--data-dir")
+            .arg(crate::support::temporary("command"))
+            .env("DATABASE_URL", &world.url)
+            .output()
+            .unwrap();
+        (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    };
+    let (done, words) = command(&["suspend", "--abuse"]);
+    assert!(done && words.contains("is asked for"), "{words}");
+    let working = world.start(true).await;
+    working.until(&buyer, &path, |resource| resource["suspend_reason"] == "abuse").await;
+    let (done, words) = command(&["suspend", "--abuse"]);
+    assert!(!done && words.contains("cannot be suspended"), "{words}");
+    working.idle().await;
+    working.assert_sound().await;
+}
+
+#[tokio::test]
 async fn an_owners_return_does_not_lift_what_an_operator_suspended_in_between() {
     let world = World::new().await;
     let (test, buyer, path) = without_workers(&world).await;
@@ -499,6 +539,24 @@ async fn a_box_ends_with_its_paid_month_when_its_owner_says_so() {
     test.until(&buyer, "/api/billing/account", |account| account["available_cents"] == 1500).await;
     assert_eq!(test.get(&buyer, &path(&stays)).await["status"], "active");
     test.assert_sound().await;
+}
+
+#[tokio::test]
+async fn an_end_with_the_month_that_its_owner_takes_back_is_not_carried_out() {
+    let world = World::new().await;
+    let (test, buyer, path) = without_workers(&world).await;
+    let end = |at_period_end: bool| json!({ "confirm_label": "Small", "at_period_end": at_period_end });
+    test.post(&buyer, &format!("{path}/terminate"), end(true)).await;
+    let due: jiff::Timestamp = test.get(&buyer, &path).await["paid_until"].as_str().unwrap().parse().unwrap();
+    world.clock.set_offset(due.duration_since(test.app.clock.now()) + SignedDuration::from_mins(1));
+    sweep::sweep_due(&test.app).await.unwrap();
+    assert_eq!(test.get(&buyer, &path).await["operations"][0]["operation"], "terminate");
+    test.post(&buyer, &format!("{path}/terminate"), end(false)).await;
+    let working = world.start(true).await;
+    let resource = working.until(&buyer, &path, |resource| resource["operations"] == json!([])).await;
+    assert_eq!((resource["status"].as_str(), world.provider.calls(Verb::Terminate)), (Some("active"), 0));
+    working.idle().await;
+    working.assert_sound().await;
 }
 
 /// A mailer that takes nothing.

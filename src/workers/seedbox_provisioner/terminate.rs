@@ -60,15 +60,13 @@ impl Step<'_> {
             Status::Active | Status::Suspended | Status::Failed => {
                 let mut tx = self.app.pool.begin().await?;
                 repository::lock_account_in(&mut tx, self.resource.user_id).await?;
-                if self.reason_word() == SuspendReason::Billing.as_str()
-                    && !sweep::still_wanted_in(&mut tx, self.app, &self.resource, Operation::Terminate).await?
-                {
+                // Asked for by the rules: unpaid for too long, or as its owner wished and may have taken back.
+                let by_rules = self.attempt.actor == "system" && self.resource.status != Status::Failed;
+                if by_rules && !sweep::still_wanted_in(&mut tx, self.app, &self.resource, Operation::Terminate).await? {
                     tx.rollback().await?;
-                    return self
-                        .supersede(
-                            "the rules no longer end the box: money came or is on its way, or an interlock holds it",
-                        )
-                        .await;
+                    let why = "the rules no longer end the box: money came or is on its way, its owner took it back, or an \
+                               interlock holds it";
+                    return self.supersede(why).await;
                 }
                 self.begin_end_in(&mut tx).await?;
                 tx.commit().await?;
