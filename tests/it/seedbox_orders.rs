@@ -255,6 +255,32 @@ async fn whatever_is_posted_is_made_once_when_its_answer_is_lost() {
     test.assert_sound().await;
 }
 
+/// The database fails between the booking and the answer: what is said is that nobody knows, and the repeat finds it.
+#[tokio::test]
+async fn an_outcome_that_nobody_knows_is_said_so_and_found_by_its_key() {
+    let test = TestApp::new().await;
+    let (operator, buyer) = (test.person(Role::Operator).await, test.customer().await);
+    let id = test.active_box(&buyer, 1500).await;
+    let send = async || {
+        let request = test.http.post(format!("{}/api/operator/resources/{id}/refund", test.base));
+        let request = request.bearer_auth(&operator.token).header("idempotency-key", "k");
+        let answer = request.json(&json!({ "amount_cents": 100, "reason": "x" })).send().await.unwrap();
+        (answer.status(), answer.json::<serde_json::Value>().await.unwrap())
+    };
+    let owner = test.world.owner().await;
+    // What is read for the answer, after the refund is booked.
+    sqlx::query("revoke select on provision_attempts from seedplane_app").execute(&owner).await.unwrap();
+    let (status, problem) = send().await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{problem}");
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.contains("may or may not have been done") && detail.contains("same Idempotency-Key"), "{detail}");
+    assert_eq!(test.get(&buyer, "/api/billing/account").await["paid_cents"], 100, "it was done");
+    sqlx::query("grant select on provision_attempts to seedplane_app").execute(&owner).await.unwrap();
+    let (status, answer) = send().await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    assert_eq!(test.get(&buyer, "/api/billing/account").await["paid_cents"], 100, "and done once");
+}
+
 #[tokio::test]
 async fn bad_input_is_answered_clearly() {
     let test = TestApp::new().await;

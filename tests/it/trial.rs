@@ -46,9 +46,15 @@ impl Trial {
     }
 
     fn start_in(data: PathBuf, listen: &str) -> Self {
+        Self::start_with(data, &["--listen", listen])
+    }
+
+    fn start_with(data: PathBuf, arguments: &[&str]) -> Self {
         let log = std::fs::File::create(data.with_extension("log")).unwrap();
         let mut process = Command::new(env!("CARGO_BIN_EXE_seedplane"))
-            .args(["up", "--listen", listen, "--data-dir"])
+            .arg("up")
+            .args(arguments)
+            .arg("--data-dir")
             .arg(&data)
             .env_remove("DATABASE_URL")
             .stdin(Stdio::null())
@@ -309,5 +315,20 @@ async fn an_operator_holds_suspends_and_ends_a_box_from_the_command_line() {
     assert!(ended.status.success(), "{}", said(&ended));
     let gone = until(&path, &|resource| resource["status"] == "terminated").await;
     assert_eq!(gone["wipe_certificate"]["finished_at"], gone["terminated_at"]);
+    trial.stop().await;
+}
+
+#[tokio::test]
+async fn metrics_are_served_at_their_own_port_and_nowhere_else() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let metrics = format!("127.0.0.1:{port}");
+    let data = temporary("metrics").join("data");
+    let mut trial = Trial::start_with(data, &["--listen", "127.0.0.1:0", "--metrics-listen", &metrics]);
+    trial.sign_up().await;
+    let shown = trial.http.get(format!("http://{metrics}/metrics")).send().await.unwrap().text().await.unwrap();
+    assert!(shown.contains("seedplane_request_seconds") && shown.contains("/api/auth/sign-up"), "{shown}");
+    assert!(!shown.contains("@example.org"), "metrics are about nobody");
+    let outside = trial.http.get(format!("{}/metrics", trial.base)).send().await.unwrap();
+    assert_eq!(outside.status(), reqwest::StatusCode::NOT_FOUND);
     trial.stop().await;
 }
