@@ -183,7 +183,7 @@ pub async fn seal(app: &App) -> Result<usize, StepError> {
     } else {
         tx.rollback().await?;
     }
-    export(&app.pool, &app.checkpoint_file).await?;
+    export(app).await?;
     Ok(sealed)
 }
 
@@ -244,16 +244,27 @@ fn cut_torn_line(file: &std::fs::File) -> std::io::Result<()> {
 }
 
 /// Appends to the file outside the database every checkpoint it does not hold yet.
-async fn export(pool: &PgPool, path: &Path) -> Result<(), StepError> {
+async fn export(app: &App) -> Result<(), StepError> {
+    let path = &*app.checkpoint_file;
     let last = last_exported(path)?;
     let rows = sqlx::query!(
         "select id, at, chains, digest, signature, public_key from audit_checkpoints where id > $1 order by id limit 10000",
         last
     )
-    .fetch_all(pool)
+    .fetch_all(&app.pool)
     .await?;
     if rows.is_empty() {
         return Ok(());
+    }
+    // A copy that was there and is gone is made anew from the database, and then proves nothing of what was before.
+    if last == 0 && rows.len() > 1 {
+        let detail = format!(
+            "the copy of the audit checkpoints, {}, was missing or empty and is made anew from the database, {} checkpoints of \
+             it. If this is not a new machine, compare with a copy from elsewhere: `seedplane audit verify --checkpoints FILE`",
+            path.display(),
+            rows.len()
+        );
+        alerts::raise(&app.pool, "audit_copy_remade", &path.display().to_string(), &detail, app.now()).await?;
     }
     let mut file = std::fs::OpenOptions::new().create(true).read(true).append(true).open(path)?;
     // Two workers on one folder write one after the other, and the second only what the first has not. Nothing is awaited

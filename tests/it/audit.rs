@@ -1,9 +1,12 @@
 //! The audit log proves that it was not altered, and names what was.
 
-use seedplane::audit::chain::{self, Copy};
+use seedplane::{
+    accounts::Role,
+    audit::chain::{self, Copy},
+};
 use sqlx::Executor;
 
-use crate::support::TestApp;
+use crate::support::{TestApp, World};
 
 async fn story(test: &TestApp) -> String {
     let buyer = test.customer().await;
@@ -55,4 +58,27 @@ async fn an_unaltered_log_verifies_and_each_alteration_is_named() {
         let found = fault(&test).await.unwrap_or_else(|| panic!("{what} was not found"));
         assert!(found.contains(named), "{what}: {found}");
     }
+}
+
+#[tokio::test]
+async fn a_copy_that_vanished_is_missed_and_its_remaking_is_told() {
+    let test = World::new().await.start(false).await;
+    let operator = test.person(Role::Operator).await;
+    for _ in 0..2 {
+        test.customer().await;
+        chain::seal(&test.app).await.unwrap();
+    }
+    let verify = async || test.get(&operator, "/api/operator/audit/verify").await;
+    let whole = verify().await;
+    assert_eq!((whole["verdict"].as_str(), whole["exported"].as_i64()), (Some("unaltered"), Some(2)), "{whole}");
+    assert_eq!(test.get(&operator, "/api/operator/alerts").await, serde_json::json!([]));
+    std::fs::remove_file(&test.app.checkpoint_file).unwrap();
+    let missing = verify().await;
+    assert_eq!(missing["verdict"], "not_proved", "{missing}");
+    assert!(missing["fault"].as_str().unwrap().contains("missing or empty"), "{missing}");
+    test.customer().await;
+    chain::seal(&test.app).await.unwrap();
+    assert_eq!(verify().await["verdict"], "unaltered");
+    let alerts = test.get(&operator, "/api/operator/alerts").await;
+    assert_eq!(alerts[0]["kind"], "audit_copy_remade", "{alerts}");
 }
