@@ -127,7 +127,7 @@ impl Job {
 const OPEN_LANES: u8 = 2;
 
 /// How many payments are asked about at once.
-const CHECK_LANES: u8 = 3;
+pub(crate) const CHECK_LANES: u8 = 3;
 
 /// Which of so many queues a payment waits in.
 fn lane(id: TopupId, lanes: u8) -> u8 {

@@ -91,6 +91,8 @@ async fn the_demo_works_and_leaves_no_secret_behind() {
     ];
     let mut files = Vec::new();
     every_file(&folder, &mut files);
+    // The server that was connected is somebody else's computer: it has host keys of its own.
+    files.retain(|file| !file.starts_with(folder.join("own-server")));
     // The database's own files too: what was overwritten or rolled back can still stand in them.
     for file in files.into_iter().filter(|file| !file.starts_with(data.join("keystore"))) {
         let bytes = std::fs::read(&file).unwrap();

@@ -112,6 +112,9 @@ impl ResourceView {
     /// Those of the database.
     pub async fn load(app: &App, resource: Resource) -> Result<Self, Problem> {
         let attempts = operations::open_of(&app.pool, resource.id).await?;
+        // Read after what is being done to it, so that nothing is shown as over whose outcome is not shown.
+        let fresh = repository::resource(&app.pool, resource.id).await?;
+        let resource = fresh.unwrap_or(resource);
         let now = app.now();
         let in_status = now.duration_since(resource.status_since.0);
         Ok(Self {

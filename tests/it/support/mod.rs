@@ -66,6 +66,8 @@ fn server() -> &'static Server {
                 let template =
                     create_database_from_template(&embedded.url(), "seedplane_template", "template1").await.unwrap();
                 runtime::migrate(&template).await.unwrap();
+                // The role is the whole server's: given its login here, no two tests change it at the same time.
+                runtime::allow_application_login(&template).await.unwrap();
                 Server { embedded, template: "seedplane_template".to_owned() }
             })
         })
