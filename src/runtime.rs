@@ -86,6 +86,9 @@ pub async fn allow_application_login(owner_url: &str) -> anyhow::Result<PgConnec
              if not (select rolcanlogin from pg_roles where rolname = 'seedplane_app') then
                  alter role seedplane_app login;
              end if;
+         exception
+             -- 'tuple concurrently updated': another copy gives it its login at this moment.
+             when internal_error then perform pg_sleep(0.5);
          end $$",
     )
     .execute(&mut owner)
