@@ -211,3 +211,58 @@ async fn moving_to_vault_and_back_loses_nothing_wherever_it_is_cut_off() {
     assert!(refusal.contains("audit/signing-key") && refusal.contains("Nothing was destroyed"), "{refusal}");
     readable().await;
 }
+
+/// The command as an operator gives it: with the service stopped, and the service started with the other store after.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_moves_the_secrets_of_a_stopped_service_and_refuses_a_running_one() {
+    use std::{
+        io::BufRead as _,
+        process::{Child, Command, Stdio},
+    };
+
+    let (server, address) = stand_in().await;
+    let data = temporary("move-command").join("data");
+    let with_vault = [("VAULT_ADDR", address.as_str()), ("VAULT_ROLE_ID", "role"), ("VAULT_SECRET_ID", "secret")];
+    let seedplane = |settings: &[(&str, &str)]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_seedplane"));
+        command
+            .arg("--data-dir")
+            .arg(&data)
+            .env_remove("DATABASE_URL")
+            .envs(settings.iter().copied())
+            .stdin(Stdio::null());
+        command
+    };
+    let up = |settings: &[(&str, &str)]| -> Child {
+        let mut command = seedplane(settings);
+        command.args(["up", "--listen", "127.0.0.1:0"]).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(lines.map_while(Result::ok).any(|line| line.starts_with("ready: ")), "it did not start");
+        child
+    };
+    let stop = |mut child: Child| {
+        Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+        child.wait().unwrap();
+    };
+    let moved = |to: &str| {
+        let output = seedplane(&with_vault).args(["secrets", "move", "--to", to]).output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+    };
+
+    let running = up(&[]);
+    let (done, said) = moved("vault");
+    assert!(!done && said.contains("Stop every copy"), "{said}");
+    assert_eq!(server.secrets(), 0, "nothing was moved");
+    stop(running);
+    let (done, said) = moved("vault");
+    assert!(done && said.contains("Start the service with the VAULT_* settings"), "{said}");
+    let there = server.secrets();
+    assert!(there >= 2, "{there} secrets are in Vault: {said}");
+    stop(up(&with_vault));
+    let (done, said) = moved("keystore");
+    assert!(done && said.contains("without the VAULT_* settings"), "{said}");
+    assert_eq!(server.secrets(), 0, "nothing is left behind");
+    stop(up(&[]));
+}
