@@ -6,6 +6,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use secrecy::{ExposeSecret, SecretString};
 use seedplane::{
+    accounts::Role,
     api::operator::{place_hold, suspend_check, terminate_check},
     audit::{
         chain::{self, Copy},
@@ -127,6 +128,9 @@ enum OperatorCommand {
     Create {
         /// The operator's address
         email: String,
+        /// Somebody who reads what operators read and changes nothing
+        #[arg(long)]
+        support: bool,
     },
     /// Stop suspension and wipe of a box for some days, whatever the workers want; charges go on
     Hold {
@@ -393,7 +397,7 @@ async fn operate(app: &Beside, command: OperatorCommand) -> anyhow::Result<Strin
             Ok(format!("{operation} of {} ({}) is asked for; a worker carries it out", resource.label, resource.id))
         };
     match command {
-        OperatorCommand::Create { email } => {
+        OperatorCommand::Create { email, support } => {
             let mut password = String::new();
             let terminal = std::io::IsTerminal::is_terminal(&std::io::stdin());
             if terminal {
@@ -407,8 +411,9 @@ async fn operate(app: &Beside, command: OperatorCommand) -> anyhow::Result<Strin
             }
             read.context("the password cannot be read from standard input")?;
             let password = SecretString::from(password.trim_end_matches(['\r', '\n']).to_owned());
-            let id = runtime::create_operator(&app.pool, app.now(), &email, password).await?;
-            Ok(format!("operator {id} ({email}) can sign in"))
+            let role = if support { Role::Support } else { Role::Operator };
+            let id = runtime::create_operator(&app.pool, app.now(), &email, password, role).await?;
+            Ok(format!("{role} {id} ({email}) can sign in"))
         }
         OperatorCommand::Hold { resource, days, reason, operator } => {
             let cause = cause_of(&operator, &reason).await?;

@@ -642,9 +642,8 @@ pub async fn create_operator(
     now: Time,
     email: &str,
     password: SecretString,
+    role: accounts::Role,
 ) -> anyhow::Result<crate::ids::UserId> {
-    Ok(accounts::sign_up(pool, crate::ids::UserId::new(), email, password, accounts::Role::Operator, now, |_| {
-        Cause::system()
-    })
-    .await?)
+    let id = crate::ids::UserId::new();
+    Ok(accounts::sign_up(pool, id, email, password, role, now, |_| Cause::system()).await?)
 }

@@ -42,6 +42,10 @@ pub enum Account {
     Payouts,
     /// Arrears nobody will pay.
     WrittenOff,
+    /// What suspended boxes went on costing us.
+    UpstreamCost,
+    /// What we owe providers for that.
+    UpstreamOwed,
 }
 
 impl Account {
@@ -58,6 +62,8 @@ impl Account {
             Self::Held => ("held", None),
             Self::Payouts => ("payouts", None),
             Self::WrittenOff => ("written_off", None),
+            Self::UpstreamCost => ("upstream_cost", None),
+            Self::UpstreamOwed => ("upstream_owed", None),
         }
     }
 }
@@ -399,7 +405,7 @@ pub async fn statement(
                select t.*,
                    (case when t.credit_account_id in (select id from own) then t.amount_cents else 0 end
                     - case when t.debit_account_id in (select id from own) then t.amount_cents else 0 end) as change
-               from ledger_transfers t where t.user_id = $1
+               from ledger_transfers t where t.user_id = $1 and t.kind <> 'upstream_cost'
            ), running as (
                select *, sum(change) over (order by created_at, id) as available from lines
            )

@@ -8,6 +8,7 @@ pub mod reserves;
 pub mod rules;
 pub mod sweep;
 pub mod topups;
+pub mod upstream_costs;
 
 use rules::{Policy, PriceChange};
 

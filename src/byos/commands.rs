@@ -256,6 +256,11 @@ pub async fn waiting(executor: impl PgExecutor<'_>, at: Time) -> sqlx::Result<Ve
     Ok(waiting.into_iter().map(|row| (row.id, row.connection_id)).collect())
 }
 
+/// Whether our record of what was sent goes back to the beginning of a connection.
+pub fn goes_back_to(connection: &Connection, at: Time) -> bool {
+    connection.created_at.0 > at.0 - KEPT_FOR
+}
+
 /// Throws away what is older than [`KEPT_FOR`], at most 5,000 a call.
 ///
 /// # Errors
@@ -361,11 +366,14 @@ fn words(command: &Command) -> String {
 /// Compares a server's log with our record: `ours` are the commands sent, oldest first, at least as far back as the log.
 ///
 /// The two clocks are not compared: a command of ours counts as missing only if one sent before it and one sent after it
-/// both have their line.
-pub fn compare(log: &[LogLine], ours: &[Command]) -> Vec<Difference> {
+/// both have their line. Where our record does not go back to the `beginning` of the connection, what the server has from
+/// before our first line there cannot be told from what we have forgotten, and does not count.
+pub fn compare(log: &[LogLine], ours: &[Command], beginning: bool) -> Vec<Difference> {
     let known: HashMap<String, &Command> = ours.iter().map(|command| (command.id.to_string(), command)).collect();
     let mut differences = Vec::new();
-    for line in log.iter().filter(|line| line.outcome == "begin" || line.outcome.starts_with("refused")) {
+    let is_known = |line: &LogLine| known.contains_key(line.request_id.as_str());
+    let from = if beginning { 0 } else { log.iter().position(is_known).unwrap_or(0) };
+    for line in log[from..].iter().filter(|line| line.outcome == "begin" || line.outcome.starts_with("refused")) {
         match known.get(line.request_id.as_str()) {
             None => differences.push(Difference::NotOurs { line: line.clone() }),
             Some(command) => {
@@ -441,8 +449,24 @@ mod tests {
             + &format!("2027-01-01T00:00:00Z {other} {other} hello - begin\nnot a line\n\n");
         let log = read_log(&text, ConnectionId(uuid::Uuid::nil()));
         assert_eq!(log.len(), 6);
-        assert_eq!(compare(&log, &ours), []);
-        assert_eq!(compare(&[], &ours), [], "an empty log says nothing");
+        assert_eq!(compare(&log, &ours, true), []);
+        assert_eq!(compare(&[], &ours, true), [], "an empty log says nothing");
+    }
+
+    #[test]
+    fn what_we_have_forgotten_is_no_difference_and_what_came_after_is() {
+        let (forgotten, known, stranger) = (
+            command("hello", None, CommandStatus::Done),
+            command("disk", None, CommandStatus::Done),
+            command("facts", None, CommandStatus::Done),
+        );
+        let log = read_log(&log_of(&[&forgotten, &known, &stranger]), ConnectionId(uuid::Uuid::nil()));
+        let ours = [known];
+        assert_eq!(compare(&log, &ours, true).len(), 2);
+        let found = compare(&log, &ours, false);
+        let [Difference::NotOurs { line }] = found.as_slice() else { panic!("{found:?}") };
+        assert_eq!(line.request_id, stranger.id.to_string());
+        assert_eq!(compare(&log, &[], false).len(), 3, "a log without a line of ours is nobody's we know");
     }
 
     #[test]
@@ -459,7 +483,7 @@ mod tests {
         let refused = format!("2027-01-01T00:00:00Z {} - - - refused id; whoami\n", uuid::Uuid::nil());
         let text = log_of(&[&ours[0], &stranger, &restarted]) + &refused;
         let log = read_log(&text, ConnectionId(uuid::Uuid::nil()));
-        let found = compare(&log, &ours);
+        let found = compare(&log, &ours, true);
         let kinds: Vec<&str> = found
             .iter()
             .map(|difference| match difference {

@@ -197,7 +197,7 @@ async fn note_log(
 ) -> Result<(), StepError> {
     let Some(text) = &alive.log else { return Ok(()) };
     let lines = commands::read_log(text, connection.id);
-    let differences = commands::compare(&lines, sent);
+    let differences = commands::compare(&lines, sent, commands::goes_back_to(connection, now));
     connection.server_log = Some(text.clone());
     connection.server_log_at = Some(now);
     connection.log_differences = Some(i32::try_from(differences.len()).unwrap_or(i32::MAX));

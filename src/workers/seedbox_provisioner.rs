@@ -19,11 +19,12 @@ use crate::{
     billing::{ledger, reserves, sweep},
     clock::Time,
     ids::AttemptId,
+    money::Usd,
     secrets::SecretPath,
     seedbox::{
         Operation, Resource, Status, SuspendReason,
         operations::{self, Attempt, Outcome},
-        repository,
+        plans, repository,
     },
 };
 
@@ -173,6 +174,32 @@ impl Step<'_> {
 
     fn login_name(&self) -> String {
         self.resource.login_name.clone().unwrap_or_else(|| "seed".to_owned())
+    }
+
+    /// What a month of this box costs upstream while it is suspended; nothing where it is not, or where stopped machines cost
+    /// nothing. A provider that does not say now is no reason to keep a box from its owner: an operator books it then.
+    async fn idle_month(&self) -> Result<Usd, StepError> {
+        let gone = self.resource.suspend_reason == Some(SuspendReason::Upstream);
+        if self.resource.suspended_at.is_none() || gone {
+            return Ok(Usd::ZERO);
+        }
+        let capabilities = match self.provider.capabilities().await {
+            Ok(capabilities) => capabilities,
+            Err(error) => {
+                let detail = format!("what this box cost upstream while it was suspended was not booked: {error}");
+                let (id, now) = (self.resource.id.to_string(), self.app.now());
+                alerts::raise(&self.app.pool, "upstream_cost_unknown", &id, &detail, now).await?;
+                return Ok(Usd::ZERO);
+            }
+        };
+        let plan = match self.resource.plan_id {
+            Some(plan) => plans::find(&self.app.pool, plan).await?,
+            None => None,
+        };
+        let size = plan.and_then(|plan| capabilities.sizes.into_iter().find(|size| size.name == plan.size));
+        Ok(size
+            .filter(|_| capabilities.stopped_costs)
+            .map_or(Usd::ZERO, |size| Usd::from_cents(size.monthly_cost_cents)))
     }
 
     /// Calls the provider for a machine whose name we know, or finds the name by our id where the answer was lost.

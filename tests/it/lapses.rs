@@ -604,3 +604,37 @@ async fn a_mailer_that_fails_stops_a_suspension_and_is_reported() {
     sweep::settle(&test.app, buyer.id).await.unwrap();
     assert_eq!(operations().await[0]["operation"], "suspend");
 }
+
+#[tokio::test]
+async fn what_a_suspended_box_goes_on_costing_is_booked_and_is_nobodys_but_ours() {
+    let test = TestApp::new().await;
+    let buyer = test.customer().await;
+    let start: jiff::Timestamp = "2027-04-01T10:00:00Z".parse().unwrap();
+    test.advance(start.duration_since(test.app.clock.now())).await;
+    let booked = async || -> Vec<i64> {
+        sqlx::query_scalar("select amount_cents from ledger_transfers where kind = 'upstream_cost' order by created_at")
+            .fetch_all(&test.app.pool)
+            .await
+            .unwrap()
+    };
+    for (costs, expected) in [(false, &[][..]), (true, &[133]), (true, &[133, 133])] {
+        test.world.provider.set_stopped_costs(costs);
+        let id = test.active_box(&buyer, 1500).await;
+        let path = format!("/api/seedbox/resources/{id}");
+        test.post(&buyer, &format!("{path}/suspend"), json!({})).await;
+        test.until(&buyer, &path, |resource| resource["status"] == "suspended").await;
+        test.advance(SignedDuration::from_hours(10 * 24)).await;
+        // Once by coming back, once by ending: both ends of a suspension book it.
+        if expected.len() == 1 {
+            test.post(&buyer, &format!("{path}/resume"), json!({})).await;
+            test.until(&buyer, &path, |resource| resource["status"] == "active").await;
+        }
+        test.post(&buyer, &format!("{path}/terminate"), json!({ "confirm_label": "Small" })).await;
+        test.until(&buyer, &path, |resource| resource["status"] == "terminated").await;
+        assert_eq!(booked().await, expected, "10 days of a month of 400");
+    }
+    let statement = test.get(&buyer, "/api/billing/statement").await;
+    assert!(statement.as_array().unwrap().iter().all(|line| line["kind"] != "upstream_cost"), "{statement}");
+    test.idle().await;
+    test.assert_sound().await;
+}

@@ -45,6 +45,7 @@ struct State {
     failures: HashMap<Verb, VecDeque<Error>>,
     calls: HashMap<Verb, u32>,
     build_polls: u32,
+    stopped_costs: bool,
     sessions: u64,
 }
 
@@ -74,6 +75,11 @@ impl MemoryProvider {
     /// New machines are seen building this many times before they run.
     pub fn set_build_polls(&self, polls: u32) {
         self.state().build_polls = polls;
+    }
+
+    /// Stopped machines go on costing their full price, as with most clouds.
+    pub fn set_stopped_costs(&self, costs: bool) {
+        self.state().stopped_costs = costs;
     }
 
     /// The next call of a verb fails so, and does nothing.
@@ -153,7 +159,7 @@ impl ProvisioningProvider for MemoryProvider {
                 .to_vec(),
             user_data_limit_bytes: None,
             readable_while_suspended: true,
-            stopped_costs: false,
+            stopped_costs: self.state().stopped_costs,
             torrent_stance: TorrentStance::Allowed,
         })
     }

@@ -602,6 +602,7 @@ struct TwoLogs {
 async fn server_log(State(app): State<App>, customer: Customer, Id(id): Id<Uuid>) -> Result<Json<TwoLogs>, Problem> {
     let connection = own(&app, &customer, id).await?;
     let server = commands::read_log(connection.server_log.as_deref().unwrap_or_default(), connection.id);
-    let differences = commands::compare(&server, &commands::sent(&app.pool, connection.id).await?);
+    let whole = commands::goes_back_to(&connection, app.now());
+    let differences = commands::compare(&server, &commands::sent(&app.pool, connection.id).await?, whole);
     Ok(Json(TwoLogs { server, fetched_at: connection.server_log_at, differences }))
 }

@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp, tz::TimeZone};
 
-use super::{DAY, Period, Policy};
+use super::{DAY, Period, Policy, whole_days};
 use crate::money::Usd;
 
 /// Whole days of a period that are left from the next midnight UTC after `now`.
@@ -70,6 +70,21 @@ pub fn refund_on_end(
         return Usd::ZERO;
     }
     price.prorate(days_left(period, now.max(period.start - DAY)), period.days())
+}
+
+/// What a machine that is stopped goes on costing from one time to another at a price a month: whole months, and whole days of
+/// the last one.
+pub fn idle_cost(monthly: Usd, from: Timestamp, until: Timestamp) -> Usd {
+    let mut cost = Usd::ZERO;
+    for n in 0.. {
+        let month = Period::nth(from, n);
+        if month.end > until {
+            cost += monthly.prorate(whole_days(month.start, until), month.days());
+            break;
+        }
+        cost += monthly;
+    }
+    cost
 }
 
 /// How much of a charge can still be refunded: the sum of its refunds never passes it.
@@ -162,6 +177,23 @@ mod tests {
             let lots: Vec<_> = lots.iter().map(|(name, amount)| (name.as_str(), amount.cents())).collect();
             assert_eq!(lots, expected, "{payout} of {balance}");
         }
+    }
+
+    #[test]
+    fn a_stopped_machine_costs_by_months_and_days() {
+        let from = at("2027-01-31T12:00:00Z");
+        for (until, expected) in [
+            ("2027-01-31T12:00:00Z", 0),
+            ("2027-01-30T12:00:00Z", 0),
+            ("2027-02-01T11:59:59Z", 0),
+            ("2027-02-10T12:00:00Z", 142),
+            ("2027-02-28T12:00:00Z", 400),
+            ("2027-03-10T12:00:00Z", 529),
+            ("2028-01-31T12:00:00Z", 4800),
+        ] {
+            assert_eq!(idle_cost(cents(400), from, at(until)), cents(expected), "{until}");
+        }
+        assert_eq!(idle_cost(Usd::ZERO, from, at("2028-01-31T12:00:00Z")), Usd::ZERO);
     }
 
     #[test]

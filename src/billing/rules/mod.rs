@@ -15,7 +15,7 @@ mod simulation;
 #[cfg(test)]
 mod vectors;
 
-pub use changes::{EndReason, payout_limit, payout_lots, refund_on_end, refundable, upgrade_price};
+pub use changes::{EndReason, idle_cost, payout_limit, payout_lots, refund_on_end, refundable, upgrade_price};
 pub use dunning::{
     Account, Action, BoxState, BoxStatus, Decision, Interlocks, NoticeState, PaymentInFlight, PriceChange, apply,
     arrears, decide, price_at,

@@ -9,7 +9,7 @@ use crate::{
     billing::{
         self,
         ledger::{self, Account, Transfer, TransferKind},
-        plan_changes, refunds, reserves, rules,
+        plan_changes, refunds, reserves, rules, upstream_costs,
     },
     clock::Time,
     mailer::{self, templates},
@@ -195,8 +195,10 @@ impl Step<'_> {
         let cause = self.cause();
         let for_billing = self.reason_word() == SuspendReason::Billing.as_str();
         let n = self.resource.charged_total;
+        let (before, idle_month) = (self.resource.clone(), self.idle_month().await?);
         let mut tx = self.app.pool.begin().await?;
         repository::lock_account_in(&mut tx, self.resource.user_id).await?;
+        upstream_costs::book_in(&mut tx, &before, idle_month, now).await?;
         let active = Transition { web_url, ..Transition::to(Status::Active).because(&self.attempt.reason) };
         lifecycle::transition_in(&mut tx, &mut self.resource, now, &cause, active).await?;
         if for_billing {

@@ -7,8 +7,9 @@ use sqlx::PgConnection;
 use super::{MAX_TRIES, Next, Step, StepError};
 use crate::{
     alerts,
-    billing::{refunds, reserves, sweep},
+    billing::{refunds, reserves, sweep, upstream_costs},
     mailer::{self, templates},
+    money::Usd,
     seedbox::{
         Operation, Status, SuspendReason,
         lifecycle::{self, Transition},
@@ -54,10 +55,11 @@ impl Step<'_> {
                     .await?;
                 }
                 self.fail_in(&mut tx, "cancelled").await?;
-                self.begin_end_in(&mut tx).await?;
+                self.begin_end_in(&mut tx, Usd::ZERO).await?;
                 tx.commit().await?;
             }
             Status::Active | Status::Suspended | Status::Failed => {
+                let idle_month = self.idle_month().await?;
                 let mut tx = self.app.pool.begin().await?;
                 repository::lock_account_in(&mut tx, self.resource.user_id).await?;
                 // Asked for by the rules: unpaid for too long, or as its owner wished and may have taken back.
@@ -68,7 +70,7 @@ impl Step<'_> {
                                interlock holds it";
                     return self.supersede(why).await;
                 }
-                self.begin_end_in(&mut tx).await?;
+                self.begin_end_in(&mut tx, idle_month).await?;
                 tx.commit().await?;
             }
         }
@@ -100,7 +102,8 @@ impl Step<'_> {
     }
 
     /// `-> terminating`, with what the end does to money: arrears nobody will pay, and the refund the rules give.
-    async fn begin_end_in(&mut self, connection: &mut PgConnection) -> Result<(), StepError> {
+    /// `idle_month` is what a month of it has cost upstream while it was suspended.
+    async fn begin_end_in(&mut self, connection: &mut PgConnection, idle_month: Usd) -> Result<(), StepError> {
         let now = self.app.now();
         let cause = self.cause();
         let before = self.resource.clone();
@@ -118,6 +121,7 @@ impl Step<'_> {
                 reserves::supersede_in(connection, &other, &self.resource, "the box is being ended", now).await?;
             }
         }
+        upstream_costs::book_in(connection, &before, idle_month, now).await?;
         refunds::write_off_arrears_in(connection, &mut self.resource, "the box ended", now).await?;
         if self.reason_word() == SuspendReason::Abuse.as_str() {
             repository::hold_payout_in(connection, self.resource.user_id, &why).await?;
