@@ -90,7 +90,7 @@ async fn a_machine_of_nobody_is_reported() {
     let (operator, buyer) = (test.person(Role::Operator).await, test.customer().await);
     test.active_box(&buyer, 1500).await;
     let credentials = Credentials { username: "seed".to_owned(), password: "x".into() };
-    let spec = MachineSpec { resource_id: Uuid::now_v7(), size: "small".to_owned(), credentials };
+    let spec = MachineSpec { resource_id: Uuid::now_v7(), size: "small".to_owned(), region: None, credentials };
     test.world.provider.create(&spec).await.unwrap();
     compare(&test).await;
     compare(&test).await;

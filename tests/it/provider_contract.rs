@@ -82,7 +82,8 @@ async fn control_planes_on_one_machine_leave_each_other_alone() {
     for name in ["one", "other"] {
         let provider = LocalProvider::new(LocalConfig::new(crate::support::temporary(name))).unwrap();
         let credentials = Credentials { username: "seed".to_owned(), password: node::random_password() };
-        let spec = MachineSpec { resource_id: uuid::Uuid::now_v7(), size: "small".to_owned(), credentials };
+        let spec =
+            MachineSpec { resource_id: uuid::Uuid::now_v7(), size: "small".to_owned(), region: None, credentials };
         let machine = provider.create(&spec).await.unwrap();
         let url = until(&provider, &machine, MachineState::Running).await;
         let session = Session::login(&url, &spec.credentials).await.unwrap();
@@ -117,7 +118,8 @@ async fn boxes_come_back_after_a_restart_and_suspended_ones_do_not() {
     let mut made = Vec::new();
     for _ in 0..2 {
         let credentials = Credentials { username: "seed".to_owned(), password: node::random_password() };
-        let spec = MachineSpec { resource_id: uuid::Uuid::now_v7(), size: "small".to_owned(), credentials };
+        let spec =
+            MachineSpec { resource_id: uuid::Uuid::now_v7(), size: "small".to_owned(), region: None, credentials };
         let machine = provider.create(&spec).await.unwrap();
         until(&provider, &machine, MachineState::Running).await;
         made.push((machine, spec.credentials));

@@ -7,10 +7,11 @@ use std::{
 
 use async_trait::async_trait;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
+use uuid::Uuid;
 
 use crate::{
-    Capabilities, Credentials, Error, Machine, MachineSpec, MachineStatus, ProvisioningProvider, ResourceRef, Result,
-    SuspendMode, Termination,
+    Billed, Capabilities, Credentials, Error, Machine, MachineSpec, MachineStatus, ProvisioningProvider, ResourceRef,
+    Result, SuspendMode, Termination,
 };
 
 /// What happens to a call.
@@ -114,5 +115,17 @@ impl<P: ProvisioningProvider> ProvisioningProvider for Chaos<P> {
 
     async fn list_owned(&self) -> Result<Vec<Machine>> {
         self.trouble(|| self.inner.list_owned()).await
+    }
+
+    async fn billed(&self) -> Result<Vec<Billed>> {
+        self.trouble(|| self.inner.billed()).await
+    }
+
+    fn wipe_method(&self) -> &'static str {
+        self.inner.wipe_method()
+    }
+
+    async fn find(&self, resource_id: Uuid) -> Result<Option<Machine>> {
+        self.trouble(|| self.inner.find(resource_id)).await
     }
 }

@@ -36,6 +36,7 @@ struct Run<'a, P: Probe> {
     provider: &'a dyn ProvisioningProvider,
     probe: &'a P,
     size: String,
+    region: Option<String>,
     other_size: Option<String>,
 }
 
@@ -60,7 +61,12 @@ fn new_credentials() -> Credentials {
 
 impl<P: Probe> Run<'_, P> {
     fn spec(&self) -> MachineSpec {
-        MachineSpec { resource_id: Uuid::now_v7(), size: self.size.clone(), credentials: new_credentials() }
+        MachineSpec {
+            resource_id: Uuid::now_v7(),
+            size: self.size.clone(),
+            region: self.region.clone(),
+            credentials: new_credentials(),
+        }
     }
 
     async fn create(&self, spec: &MachineSpec) -> Machine {
@@ -224,9 +230,11 @@ impl<P: Probe> Run<'_, P> {
 /// At the first promise that is not kept.
 pub async fn run_all<P: Probe>(provider: &dyn ProvisioningProvider, probe: &P) {
     let capabilities = insist("capabilities", || provider.capabilities()).await;
-    let mut sizes = capabilities.sizes.into_iter().map(|size| size.name);
-    let size = sizes.next().expect("a provider offers at least one size");
-    let run = Run { provider, probe, size, other_size: sizes.next() };
+    let mut sizes = capabilities.sizes.into_iter();
+    let first = sizes.next().expect("a provider offers at least one size");
+    let region = first.regions.first().cloned();
+    let other_size = sizes.find(|size| region.as_ref().is_none_or(|region| size.regions.contains(region)));
+    let run = Run { provider, probe, size: first.name, region, other_size: other_size.map(|size| size.name) };
     macro_rules! promises {
         ($($promise:ident),* $(,)?) => {$(
             run.$promise().await;

@@ -45,6 +45,8 @@ pub struct MachineSpec {
     pub resource_id: Uuid,
     /// The provider's name of the size, one of [`Capabilities::sizes`].
     pub size: String,
+    /// The provider's name of the place, one of [`Size::regions`]; `None` where the provider has one place only.
+    pub region: Option<String>,
     /// The login the finished box accepts.
     pub credentials: Credentials,
 }
@@ -126,6 +128,8 @@ pub struct Size {
     pub disk_gb: u32,
     /// Monthly cost upstream, in US cents.
     pub monthly_cost_cents: i64,
+    /// Where it can be had now, by the provider's names; empty where the provider has one place only.
+    pub regions: Vec<String>,
 }
 
 /// What a provider says about torrent traffic in its terms.
@@ -153,6 +157,39 @@ pub struct Capabilities {
     pub stopped_costs: bool,
     /// What its terms say about torrents.
     pub torrent_stance: TorrentStance,
+    /// After how many seconds a new machine that does not answer counts as failed to be made.
+    pub ready_within_seconds: u32,
+}
+
+/// What something upstream is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BilledKind {
+    /// A machine.
+    Machine,
+    /// A disk beside a machine.
+    Volume,
+    /// A copy of a disk.
+    Snapshot,
+    /// An address that is kept.
+    Address,
+}
+
+/// Something upstream that carries our tag and that we are billed for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Billed {
+    /// The provider's name for it.
+    pub resource_ref: ResourceRef,
+    /// Our id, read from its tag; `None` if the tag names no box.
+    pub resource_id: Option<Uuid>,
+    /// What it is.
+    pub kind: BilledKind,
+    /// Whether it is a machine whose service is stopped and that costs all the same, where the provider can tell by a list.
+    pub stopped: bool,
+    /// What it costs in a full month, in US cents; `None` if the provider does not say.
+    pub monthly_cost_cents: Option<i64>,
+    /// Since when it has been there, where the provider can tell.
+    pub created_at: Option<Timestamp>,
 }
 
 /// What went wrong, by what the caller does next.
@@ -236,6 +273,24 @@ pub trait ProvisioningProvider: Send + Sync + fmt::Debug {
 
     /// Every machine upstream that carries our tag.
     async fn list_owned(&self) -> Result<Vec<Machine>>;
+
+    /// Everything upstream that carries our tag and that we are billed for, the machines of [`list_owned`](Self::list_owned)
+    /// included, as the provider's own lists have it.
+    async fn billed(&self) -> Result<Vec<Billed>> {
+        let machines = self.list_owned().await?.into_iter();
+        let billed = machines.map(|machine| Billed {
+            resource_ref: machine.resource_ref,
+            resource_id: Some(machine.resource_id),
+            kind: BilledKind::Machine,
+            stopped: false,
+            monthly_cost_cents: Some(0),
+            created_at: None,
+        });
+        Ok(billed.collect())
+    }
+
+    /// How [`terminate`](Self::terminate) destroys data, as a wipe certificate says it; nothing in it is more than is done.
+    fn wipe_method(&self) -> &'static str;
 
     /// The machine that carries this id, if there is one: how a worker that lost an answer finds its way back.
     async fn find(&self, resource_id: Uuid) -> Result<Option<Machine>> {

@@ -11,8 +11,8 @@ use secrecy::ExposeSecret;
 use uuid::Uuid;
 
 use crate::{
-    Capabilities, Credentials, Error, Machine, MachineSpec, MachineState, MachineStatus, ProvisioningProvider,
-    ResourceRef, Result, Size, SuspendMode, Termination, TorrentStance, WipeFact,
+    Billed, BilledKind, Capabilities, Credentials, Error, Machine, MachineSpec, MachineState, MachineStatus,
+    ProvisioningProvider, ResourceRef, Result, Size, SuspendMode, Termination, TorrentStance, WipeFact,
 };
 
 /// A verb of the trait, to script what goes wrong with it.
@@ -27,6 +27,7 @@ pub enum Verb {
     Resize,
     Terminate,
     ListOwned,
+    Billed,
 }
 
 #[derive(Debug, Clone)]
@@ -47,6 +48,7 @@ struct State {
     build_polls: u32,
     stopped_costs: bool,
     sessions: u64,
+    leftovers: Vec<Billed>,
 }
 
 /// The provider; clones share their machines.
@@ -102,6 +104,11 @@ impl MemoryProvider {
         self.state().boxes.remove(&id);
     }
 
+    /// Something beside the machines that costs from now on: a volume, a snapshot, a twin.
+    pub fn leave_behind(&self, leftover: Billed) {
+        self.state().leftovers.push(leftover);
+    }
+
     /// Logs in to a box, as its owner would.
     pub fn login(&self, id: Uuid, credentials: &Credentials) -> Option<MemorySession> {
         let mut state = self.state();
@@ -155,12 +162,18 @@ impl ProvisioningProvider for MemoryProvider {
     async fn capabilities(&self) -> Result<Capabilities> {
         Ok(Capabilities {
             sizes: SIZES
-                .map(|(name, disk_gb, monthly_cost_cents)| Size { name: name.to_owned(), disk_gb, monthly_cost_cents })
+                .map(|(name, disk_gb, monthly_cost_cents)| Size {
+                    name: name.to_owned(),
+                    disk_gb,
+                    monthly_cost_cents,
+                    regions: Vec::new(),
+                })
                 .to_vec(),
             user_data_limit_bytes: None,
             readable_while_suspended: true,
             stopped_costs: self.state().stopped_costs,
             torrent_stance: TorrentStance::Allowed,
+            ready_within_seconds: 600,
         })
     }
 
@@ -248,5 +261,22 @@ impl ProvisioningProvider for MemoryProvider {
     async fn list_owned(&self) -> Result<Vec<Machine>> {
         let state = self.begin(Verb::ListOwned)?;
         Ok(state.boxes.keys().copied().map(machine).collect())
+    }
+
+    async fn billed(&self) -> Result<Vec<Billed>> {
+        let state = self.begin(Verb::Billed)?;
+        let machines = state.boxes.iter().map(|(id, held)| Billed {
+            resource_ref: machine(*id).resource_ref,
+            resource_id: Some(*id),
+            kind: BilledKind::Machine,
+            stopped: held.stopped,
+            monthly_cost_cents: SIZES.iter().find(|(name, ..)| *name == held.size).map(|(.., cost)| *cost),
+            created_at: None,
+        });
+        Ok(machines.chain(state.leftovers.iter().cloned()).collect())
+    }
+
+    fn wipe_method(&self) -> &'static str {
+        "removed from memory; seen to be gone twice"
     }
 }

@@ -65,6 +65,7 @@ impl Step<'_> {
             let spec = MachineSpec {
                 resource_id: self.resource.id.0,
                 size: size.unwrap_or_default(),
+                region: None,
                 credentials: Credentials { username: self.login_name(), password: self.password().await? },
             };
             match self.provider.create(&spec).await {

@@ -136,7 +136,7 @@ impl Step<'_> {
         let certificate = json!({
             "resource_id": self.resource.id,
             "provider": self.resource.provider,
-            "method": "every file overwritten, then removed; seen to be gone twice",
+            "method": self.provider.wipe_method(),
             "facts": facts,
             "finished_at": now,
         });

@@ -490,12 +490,18 @@ impl ProvisioningProvider for LocalProvider {
         Ok(Capabilities {
             sizes: SIZES
                 .iter()
-                .map(|size| Size { name: size.name.to_owned(), disk_gb: size.disk_gb, monthly_cost_cents: 0 })
+                .map(|size| Size {
+                    name: size.name.to_owned(),
+                    disk_gb: size.disk_gb,
+                    monthly_cost_cents: 0,
+                    regions: Vec::new(),
+                })
                 .collect(),
             user_data_limit_bytes: None,
             readable_while_suspended: true,
             stopped_costs: false,
             torrent_stance: TorrentStance::Allowed,
+            ready_within_seconds: 600,
         })
     }
 
@@ -546,6 +552,10 @@ impl ProvisioningProvider for LocalProvider {
             Ok(inner.ids()?.into_iter().map(machine).collect())
         })
         .await
+    }
+
+    fn wipe_method(&self) -> &'static str {
+        "every file overwritten, then removed; seen to be gone twice"
     }
 }
 

@@ -4,6 +4,7 @@
 use rand::RngExt;
 use secrecy::SecretString;
 
+pub mod access;
 pub mod gate;
 pub mod qbittorrent;
 pub mod torrent;
