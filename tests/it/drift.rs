@@ -90,7 +90,13 @@ async fn a_machine_of_nobody_is_reported() {
     let (operator, buyer) = (test.person(Role::Operator).await, test.customer().await);
     test.active_box(&buyer, 1500).await;
     let credentials = Credentials { username: "seed".to_owned(), password: "x".into() };
-    let spec = MachineSpec { resource_id: Uuid::now_v7(), size: "small".to_owned(), region: None, credentials };
+    let spec = MachineSpec {
+        resource_id: Uuid::now_v7(),
+        size: "small".to_owned(),
+        region: None,
+        credentials,
+        maybe_made_at: None,
+    };
     test.world.provider.create(&spec).await.unwrap();
     compare(&test).await;
     compare(&test).await;

@@ -82,8 +82,13 @@ async fn control_planes_on_one_machine_leave_each_other_alone() {
     for name in ["one", "other"] {
         let provider = LocalProvider::new(LocalConfig::new(crate::support::temporary(name))).unwrap();
         let credentials = Credentials { username: "seed".to_owned(), password: node::random_password() };
-        let spec =
-            MachineSpec { resource_id: uuid::Uuid::now_v7(), size: "small".to_owned(), region: None, credentials };
+        let spec = MachineSpec {
+            resource_id: uuid::Uuid::now_v7(),
+            size: "small".to_owned(),
+            region: None,
+            credentials,
+            maybe_made_at: None,
+        };
         let machine = provider.create(&spec).await.unwrap();
         let url = until(&provider, &machine, MachineState::Running).await;
         let session = Session::login(&url, &spec.credentials).await.unwrap();
@@ -118,8 +123,13 @@ async fn boxes_come_back_after_a_restart_and_suspended_ones_do_not() {
     let mut made = Vec::new();
     for _ in 0..2 {
         let credentials = Credentials { username: "seed".to_owned(), password: node::random_password() };
-        let spec =
-            MachineSpec { resource_id: uuid::Uuid::now_v7(), size: "small".to_owned(), region: None, credentials };
+        let spec = MachineSpec {
+            resource_id: uuid::Uuid::now_v7(),
+            size: "small".to_owned(),
+            region: None,
+            credentials,
+            maybe_made_at: None,
+        };
         let machine = provider.create(&spec).await.unwrap();
         until(&provider, &machine, MachineState::Running).await;
         made.push((machine, spec.credentials));
@@ -138,7 +148,8 @@ async fn boxes_come_back_after_a_restart_and_suspended_ones_do_not() {
     assert_eq!(std::fs::read_to_string(&kept).unwrap(), "mine");
     until(&provider, suspended, MachineState::Stopped).await;
     for (machine, _) in &made {
-        while let Termination::InProgress { retry_after } = provider.terminate(&machine.resource_ref).await.unwrap() {
+        while let Termination::InProgress { retry_after, .. } = provider.terminate(&machine.resource_ref).await.unwrap()
+        {
             tokio::time::sleep(retry_after).await;
         }
     }

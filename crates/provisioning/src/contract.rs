@@ -66,6 +66,7 @@ impl<P: Probe> Run<'_, P> {
             size: self.size.clone(),
             region: self.region.clone(),
             credentials: new_credentials(),
+            maybe_made_at: None,
         }
     }
 
@@ -102,7 +103,7 @@ impl<P: Probe> Run<'_, P> {
         loop {
             match insist("terminate", || self.provider.terminate(&machine.resource_ref)).await {
                 Termination::Gone(facts) => return facts.len(),
-                Termination::InProgress { retry_after } => tokio::time::sleep(retry_after).await,
+                Termination::InProgress { retry_after, .. } => tokio::time::sleep(retry_after).await,
             }
             assert!(started.elapsed() < PATIENCE, "terminate never ended");
         }

@@ -49,6 +49,9 @@ pub struct MachineSpec {
     pub region: Option<String>,
     /// The login the finished box accepts.
     pub credentials: Credentials,
+    /// When an earlier call of [`create`](ProvisioningProvider::create) for this box began of which nobody knows what came:
+    /// its answer was lost, or whoever made it died. By the system's clock.
+    pub maybe_made_at: Option<Timestamp>,
 }
 
 /// A machine that exists upstream.
@@ -69,6 +72,8 @@ pub enum MachineState {
     Running,
     /// The service is stopped; the data is kept.
     Stopped,
+    /// Made, and it did not come up and will not by itself; why.
+    Failed(String),
     /// Nothing is there.
     Gone,
     /// The provider said something this version does not know; never an error.
@@ -114,6 +119,8 @@ pub enum Termination {
     InProgress {
         /// How long to wait before asking again.
         retry_after: Duration,
+        /// What was done and seen in this call: it belongs into the certificate, before the facts of later calls.
+        facts: Vec<WipeFact>,
     },
     /// Seen to be gone, twice; the facts that prove it, oldest first.
     Gone(Vec<WipeFact>),
@@ -159,6 +166,10 @@ pub struct Capabilities {
     pub torrent_stance: TorrentStance,
     /// After how many seconds a new machine that does not answer counts as failed to be made.
     pub ready_within_seconds: u32,
+    /// For how many seconds after a machine was asked for its absence proves nothing, because it may not be visible yet.
+    pub settles_within_seconds: u32,
+    /// How many seconds to leave between two looks at a machine that is being made.
+    pub look_every_seconds: u32,
 }
 
 /// What something upstream is.

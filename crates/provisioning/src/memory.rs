@@ -174,6 +174,8 @@ impl ProvisioningProvider for MemoryProvider {
             stopped_costs: self.state().stopped_costs,
             torrent_stance: TorrentStance::Allowed,
             ready_within_seconds: 600,
+            settles_within_seconds: 0,
+            look_every_seconds: 2,
         })
     }
 

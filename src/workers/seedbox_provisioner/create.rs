@@ -67,6 +67,7 @@ impl Step<'_> {
                 size: size.unwrap_or_default(),
                 region: None,
                 credentials: Credentials { username: self.login_name(), password: self.password().await? },
+                maybe_made_at: None,
             };
             match self.provider.create(&spec).await {
                 Ok(machine) => {

@@ -82,7 +82,7 @@ impl Step<'_> {
             }
             Ok(Some(resource_ref)) => match self.provider.terminate(&resource_ref).await {
                 Ok(Termination::Gone(facts)) => in_our_time(json!(facts), self.app.clock.offset()),
-                Ok(Termination::InProgress { retry_after }) => return Ok(Next::Again(retry_after)),
+                Ok(Termination::InProgress { retry_after, .. }) => return Ok(Next::Again(retry_after)),
                 Err(error) => return self.wipe_error(tries, &error).await,
             },
             Err(error) => return self.wipe_error(tries, &error).await,

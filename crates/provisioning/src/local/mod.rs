@@ -502,6 +502,8 @@ impl ProvisioningProvider for LocalProvider {
             stopped_costs: false,
             torrent_stance: TorrentStance::Allowed,
             ready_within_seconds: 600,
+            settles_within_seconds: 0,
+            look_every_seconds: 2,
         })
     }
 
