@@ -10,8 +10,9 @@ use crate::{
     audit::events::{self, Cause, Event, Subject},
     clock::Time,
     ids::{AttemptId, OrderId, PlanId, ResourceId, UserId},
+    jobs::{self, Job},
     money::Usd,
-    seedbox::{plans, words},
+    seedbox::{Unavailable, plans, words},
 };
 
 /// How long an order can be paid for.
@@ -77,6 +78,9 @@ pub enum OrderError {
     /// The balance is held after abuse.
     #[error("your balance is held by an operator and nothing can be bought from it; write to us. Nothing was ordered")]
     Held,
+    /// No box of this plan can be made now.
+    #[error("no boxes of this plan can be made right now: {}. Nothing was ordered and nothing was charged; take another plan, or try again later", .0.words())]
+    Unavailable(Unavailable),
     /// It is past the point where that can be done.
     #[error("an order that is {0} cannot be cancelled; end the box instead")]
     NotCancellable(OrderStatus),
@@ -136,6 +140,9 @@ pub async fn place(
         return Ok(placed);
     }
     let plan = plans::find(pool, plan).await?.filter(|plan| plan.on_sale).ok_or(OrderError::PlanNotOnSale)?;
+    if let Some(why) = plan.unavailable {
+        return Err(OrderError::Unavailable(why));
+    }
     let mut tx = pool.begin().await?;
     let placed = sqlx::query!(
         "insert into seedbox_orders (id, user_id, plan_id, price_cents, created_at, expires_at)
@@ -160,8 +167,13 @@ pub async fn place(
     let event = Event { subject: Subject::Order(id), action: "order.placed", before: None, after };
     events::record_in(&mut tx, at, cause, event).await?;
     // In one transaction, so that no crash leaves an order waiting for money that is there.
-    if pay(&mut *tx, id, at, cause).await? == Payment::Held {
-        return Err(OrderError::Held);
+    match pay(&mut *tx, id, at, cause).await? {
+        Payment::Held => return Err(OrderError::Held),
+        Payment::Unavailable => {
+            let why = plans::find(&mut *tx, plan.id).await?.and_then(|plan| plan.unavailable);
+            return Err(OrderError::Unavailable(why.unwrap_or(Unavailable::AccessRefused)));
+        }
+        _ => {}
     }
     tx.commit().await?;
     Ok(order_of(pool, user, id).await?.expect("the order was just written"))
@@ -176,6 +188,8 @@ pub enum Payment {
     Short,
     /// The balance is held after abuse: nothing is bought from it.
     Held,
+    /// No box can be made of its plan now: it waits, and its price stays on the balance.
+    Unavailable,
     /// It can no longer be paid.
     Expired,
     /// It was paid, cancelled or closed before.
@@ -202,6 +216,7 @@ pub async fn pay(executor: impl PgExecutor<'_>, order: OrderId, at: Time, cause:
         "paid" => Payment::Paid,
         "short" => Payment::Short,
         "held" => Payment::Held,
+        "unavailable" => Payment::Unavailable,
         "expired" => Payment::Expired,
         _ => Payment::NotAwaiting,
     })
@@ -227,6 +242,24 @@ pub async fn pay_awaiting(pool: &PgPool, user: UserId, at: Time) -> sqlx::Result
         }
     }
     Ok(paid)
+}
+
+/// Has orders that wait for boxes of a provider looked at again, because boxes can be made there again.
+///
+/// # Errors
+/// Those of the database.
+pub async fn wake_waiting_in(connection: &mut PgConnection, provider: &str) -> sqlx::Result<()> {
+    let buyers = sqlx::query_scalar!(
+        r#"select distinct o.user_id as "user_id: UserId" from seedbox_orders o join seedbox_plans p on p.id = o.plan_id
+           where o.status = 'awaiting_payment' and p.provider = $1 limit 1000"#,
+        provider
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    for buyer in buyers {
+        jobs::enqueue_in(connection, Job::SettleAccount(buyer)).await?;
+    }
+    Ok(())
 }
 
 /// Calls off an order that is not paid. One that is paid is ended through its box.

@@ -39,7 +39,7 @@ use crate::{
     router,
     secrets::{SecretPath, SecretStore, keystore::Keystore, vault::Vault},
     seedbox::plans::{self, NewPlan},
-    workers,
+    workers::{self, reconciler},
 };
 
 /// The migrations of this version.
@@ -302,6 +302,9 @@ impl Runtime {
         if trial {
             api::trial::load_clock(&app.pool, &app.clock).await?;
             add_trial_plans(&app).await?;
+        }
+        if parts.serve || parts.work {
+            reconciler::look_at_start(&app).await?;
         }
         if embedded.is_some() {
             workers::release_all_claims(&app).await?;
@@ -623,7 +626,7 @@ async fn add_trial_plans(app: &App) -> anyhow::Result<()> {
         ("large", "Large", "One torrent client on 500 GB: for a library.", 3000, "large", 500),
     ] {
         let price = crate::money::Usd::from_cents(cents);
-        let plan = NewPlan { code, name, description, price, provider: "local", size, disk_gb };
+        let plan = NewPlan { code, name, description, price, provider: "local", size, region: None, disk_gb };
         let id = plans::add_version_in(&mut tx, PlanId::new(), now, &plan).await?;
         let after = Some(serde_json::json!({ "code": code, "price_cents": cents }));
         let event = Event { subject: Subject::Other("plan", id.0), action: "plan.version_added", before: None, after };

@@ -186,6 +186,7 @@ impl From<OrderError> for Problem {
             OrderError::PlanNotOnSale => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "plan-not-on-sale", detail),
             OrderError::TooMany => Self::new(StatusCode::CONFLICT, "too-many-orders", detail),
             OrderError::Held => Self::new(StatusCode::CONFLICT, "balance-held", detail),
+            OrderError::Unavailable(_) => Self::new(StatusCode::CONFLICT, "plan-unavailable", detail),
             OrderError::NotCancellable(_) => Self::conflict(detail),
             OrderError::Database(error) => error.into(),
         }

@@ -23,23 +23,19 @@ use crate::{
     auth::{Operator, Reader},
     billing::ledger::{self, LedgerCheck},
     clock::Time,
-    ids::{PlanId, ResourceId},
-    mailer::{self, templates},
-    money::Usd,
-    seedbox::{
-        Operation, Plan, Resource, Status, SuspendReason,
-        plans::{self, NewPlan},
-        repository,
-    },
+    ids::ResourceId,
+    seedbox::{Operation, Resource, Status, SuspendReason, repository},
 };
 
 mod byos;
 mod money;
+mod plans;
 
 pub(crate) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .merge(money::routes())
         .merge(byos::routes())
+        .merge(plans::routes())
         .routes(routes!(alerts))
         .routes(routes!(resolve_alert))
         .routes(routes!(show_resource))
@@ -47,7 +43,6 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(suspend))
         .routes(routes!(resume))
         .routes(routes!(terminate))
-        .routes(routes!(add_plan))
         .routes(routes!(check_ledger))
         .routes(routes!(verify_audit))
 }
@@ -303,115 +298,6 @@ pub fn terminate_check(now: Time, resource: &Resource, confirm_label: &str, end_
         return Err(Problem::conflict("the box is held; release the hold first"));
     }
     Ok(())
-}
-
-/// More a month, or more on one disk, is a slip of the finger.
-const MAX_PRICE: Usd = Usd::from_cents(1_000_000);
-const MAX_DISK_GB: i32 = 1_000_000;
-
-/// A plan, or a new version of one.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-struct PlanBody {
-    /// Lower-case letters, digits and dashes; an existing code gets a new version.
-    code: String,
-    name: String,
-    #[serde(default)]
-    description: String,
-    price_cents: Usd,
-    provider: String,
-    size: String,
-    disk_gb: i32,
-    /// Whether boxes bought by earlier versions get this price too: at the first renewal at least 30 days after their
-    /// owners were told by mail. They keep theirs if left out.
-    #[serde(default)]
-    applies_to_existing: bool,
-    /// Why.
-    reason: String,
-}
-
-/// Add a plan or a new version of one. Boxes that exist keep the price they were bought at, unless it is said to apply to
-/// them: their owners are told, and have 30 days.
-#[utoipa::path(post, path = "/api/operator/plans", tag = "operator", request_body = PlanBody,
-    responses((status = 201, body = Plan), (status = 422, body = Problem)))]
-async fn add_plan(
-    State(app): State<App>,
-    operator: Operator,
-    NewId(id): NewId,
-    Body(body): Body<PlanBody>,
-) -> Result<(StatusCode, Json<Plan>), Problem> {
-    let cause = operator.cause(&body.reason)?;
-    let code_is_plain = (1..=40).contains(&body.code.len())
-        && !body.code.starts_with('-')
-        && body.code.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
-    if !code_is_plain {
-        return Err(Problem::bad_input("`code` has 1 to 40 lower-case letters, digits and dashes"));
-    }
-    if body.name.trim().is_empty()
-        || body.name.chars().count() > 80
-        || !body.price_cents.is_positive()
-        || body.disk_gb < 1
-    {
-        return Err(Problem::bad_input("`name` has 1 to 80 characters; `price_cents` and `disk_gb` are more than 0"));
-    }
-    if body.price_cents > MAX_PRICE || body.disk_gb > MAX_DISK_GB || body.description.chars().count() > 1000 {
-        return Err(Problem::bad_input(format!(
-            "a plan costs at most {MAX_PRICE}, has at most {MAX_DISK_GB} GB, and its `description` at most 1000 characters; \
-             nothing was added"
-        )));
-    }
-    let Some(provider) = app.provider(&body.provider) else {
-        let known: Vec<&str> = app.providers.keys().copied().collect();
-        return Err(Problem::bad_input(format!(
-            "there is no provider '{}'; there is {}",
-            body.provider,
-            known.join(", ")
-        )));
-    };
-    let capabilities = provider.capabilities().await.map_err(|error| Problem::conflict(error.to_string()))?;
-    if !capabilities.sizes.iter().any(|size| size.name == body.size) {
-        let sizes: Vec<&str> = capabilities.sizes.iter().map(|size| size.name.as_str()).collect();
-        return Err(Problem::bad_input(format!(
-            "'{}' has no size '{}'; it has {}",
-            body.provider,
-            body.size,
-            sizes.join(", ")
-        )));
-    }
-    let plan = NewPlan {
-        code: &body.code,
-        name: body.name.trim(),
-        description: &body.description,
-        price: body.price_cents,
-        provider: &body.provider,
-        size: &body.size,
-        disk_gb: body.disk_gb,
-    };
-    let (id, now) = (PlanId(id), app.now());
-    // A request repeated because its answer was lost finds the version that it made.
-    if let Some(made) = plans::find(&app.pool, id).await? {
-        return Ok((StatusCode::CREATED, Json(made)));
-    }
-    let mut tx = app.pool.begin().await?;
-    plans::add_version_in(&mut tx, id, now, &plan).await?;
-    let mut told = 0;
-    if body.applies_to_existing {
-        let earliest = Time(now.0 + app.policy.price_change_notice);
-        for resource in plans::announce_price_in(&mut tx, &body.code, body.price_cents).await? {
-            let key = format!("price_change:{}:{id}", resource.id);
-            mailer::notify_in(&mut tx, templates::price_change(&resource, key, body.price_cents, earliest), now)
-                .await?;
-            told += 1;
-        }
-    }
-    let after = Some(json!({
-        "code": body.code, "price_cents": body.price_cents, "provider": body.provider, "size": body.size, "boxes_told": told,
-    }));
-    let event = Event { subject: Subject::Other("plan", id.0), action: "plan.version_added", before: None, after };
-    events::record_in(&mut tx, now, &cause, event).await?;
-    tx.commit().await?;
-    let plan = plans::find(&app.pool, id).await?.ok_or_else(|| Problem::not_found("plan"))?;
-    Ok((StatusCode::CREATED, Json(plan)))
 }
 
 /// The ledger, recomputed, with whether it is sound.

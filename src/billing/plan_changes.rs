@@ -70,6 +70,18 @@ pub async fn quote(
              data, and end this one",
         ));
     }
+    let present = match resource.plan_id {
+        Some(present) => plans::find(&mut *connection, present).await?,
+        None => None,
+    };
+    let place = |region: &Option<String>| region.clone().unwrap_or_else(|| "the provider's only region".to_owned());
+    if let Some(present) = present.filter(|present| present.region != plan.region) {
+        return Err(Problem::conflict(format!(
+            "this plan is for {}, this box is in {}, and data is not moved between regions; order a new box, move your data, and              end this one. Nothing was changed",
+            place(&plan.region),
+            place(&present.region)
+        )));
+    }
     let charged = u32::try_from(resource.periods_charged).unwrap_or(0);
     let period =
         rules::Period { start: rules::due(anchor.0, charged.saturating_sub(1)), end: rules::due(anchor.0, charged) };

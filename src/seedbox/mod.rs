@@ -9,6 +9,7 @@ use crate::{
     money::Usd,
 };
 
+pub mod catalogues;
 pub mod lifecycle;
 pub mod operations;
 pub mod plans;
@@ -100,6 +101,28 @@ words! {
     }
 }
 
+words! {
+    /// Why no box can be made of a plan now.
+    Unavailable {
+        /// The provider does not accept our access.
+        AccessRefused = "access_refused",
+        /// Nobody has read yet what the provider offers.
+        UnknownProvider = "unknown_provider",
+    }
+}
+
+impl Unavailable {
+    /// For people, as the end of a sentence.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::AccessRefused => "its provider does not accept our access, which an operator has been told of",
+            Self::UnknownProvider => {
+                "it is not known what its provider offers, because nobody has been able to ask it yet"
+            }
+        }
+    }
+}
+
 /// One version of a plan.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Plan {
@@ -119,10 +142,14 @@ pub struct Plan {
     pub provider: String,
     /// The provider's name of the size.
     pub size: String,
+    /// The provider's name of the place; `null` where it has one place only.
+    pub region: Option<String>,
     /// Disk for the customer's data, in GB (10^9 bytes).
     pub disk_gb: i32,
-    /// Whether it can be ordered.
+    /// Whether it is offered.
     pub on_sale: bool,
+    /// Why it cannot be ordered now although it is offered; `null` where it can.
+    pub unavailable: Option<Unavailable>,
 }
 
 /// A seedbox: a row of `seedbox_resources`.

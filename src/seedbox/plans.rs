@@ -4,7 +4,7 @@ use serde_json::json;
 use sqlx::{PgConnection, PgExecutor};
 use uuid::Uuid;
 
-use super::{Plan, Resource, lifecycle::TransitionError};
+use super::{Plan, Resource, Unavailable, lifecycle::TransitionError};
 use crate::{
     audit::events::{self, Cause, Event, Subject},
     clock::Time,
@@ -19,8 +19,9 @@ use crate::{
 pub async fn on_sale(executor: impl PgExecutor<'_>) -> sqlx::Result<Vec<Plan>> {
     sqlx::query_as!(
         Plan,
-        "select id, code, version, name, description, price_cents, provider, size, disk_gb, on_sale
-         from seedbox_plans where on_sale order by price_cents, code limit 200"
+        r#"select id, code, version, name, description, price_cents, provider, size, region, disk_gb, on_sale,
+               seedbox_unavailable(provider, region) as "unavailable: Unavailable"
+           from seedbox_plans where on_sale order by price_cents, code limit 200"#
     )
     .fetch_all(executor)
     .await
@@ -33,8 +34,9 @@ pub async fn on_sale(executor: impl PgExecutor<'_>) -> sqlx::Result<Vec<Plan>> {
 pub async fn find(executor: impl PgExecutor<'_>, id: PlanId) -> sqlx::Result<Option<Plan>> {
     sqlx::query_as!(
         Plan,
-        "select id, code, version, name, description, price_cents, provider, size, disk_gb, on_sale
-         from seedbox_plans where id = $1",
+        r#"select id, code, version, name, description, price_cents, provider, size, region, disk_gb, on_sale,
+               seedbox_unavailable(provider, region) as "unavailable: Unavailable"
+           from seedbox_plans where id = $1"#,
         id.0
     )
     .fetch_optional(executor)
@@ -127,6 +129,7 @@ pub struct NewPlan<'a> {
     pub price: Usd,
     pub provider: &'a str,
     pub size: &'a str,
+    pub region: Option<&'a str>,
     pub disk_gb: i32,
 }
 
@@ -144,8 +147,8 @@ pub async fn add_version_in(
         .execute(&mut *connection)
         .await?;
     sqlx::query!(
-        "insert into seedbox_plans (id, code, version, name, description, price_cents, provider, size, disk_gb, created_at)
-         select $1, $2, coalesce(max(version), 0) + 1, $3, $4, $5, $6, $7, $8, $9 from seedbox_plans where code = $2",
+        "insert into seedbox_plans (id, code, version, name, description, price_cents, provider, size, region, disk_gb, created_at)
+         select $1, $2, coalesce(max(version), 0) + 1, $3, $4, $5, $6, $7, $8, $9, $10 from seedbox_plans where code = $2",
         id.0,
         plan.code,
         plan.name,
@@ -153,6 +156,7 @@ pub async fn add_version_in(
         plan.price.cents(),
         plan.provider,
         plan.size,
+        plan.region,
         plan.disk_gb,
         at,
     )

@@ -1,30 +1,23 @@
 //! Looks at everything as it is: what is stuck, what lost its job, what does not agree. It repairs what is safe to repair,
 //! asking again for work that is written down, and tells an operator the rest.
 
-use std::collections::HashSet;
-
 use jiff::SignedDuration;
-use seedplane_provisioning::{Machine, MachineState, ProvisioningProvider, ResourceRef};
-use uuid::Uuid;
 
 use crate::{
     alerts,
     app::App,
-    billing::{ledger, rules, topups},
+    billing::{ledger, topups},
     clock::Time,
     ids::{AttemptId, ResourceId},
     jobs::{self, Job},
     mailer,
-    seedbox::repository,
 };
 
-use super::{StepError, seedbox_provisioner};
+use super::StepError;
 
-/// How often the providers are asked for their machines, in the system's time.
-const PROVIDERS_EVERY: SignedDuration = SignedDuration::from_mins(5);
+mod providers;
 
-/// How many machines of a provider are looked at one by one in a round, at most.
-const LOOKS_A_ROUND: usize = 100;
+pub use providers::{compare_with, look_at_providers, look_at_start};
 
 /// A warning that has waited for so long is reported.
 const UNWARNED_AFTER: SignedDuration = SignedDuration::from_hours(2 * 24);
@@ -41,140 +34,6 @@ pub async fn reconcile(app: &App) -> Result<(), StepError> {
     report_unwarned(app).await?;
     report_dead_jobs(app).await?;
     report_ledger(app).await?;
-    Ok(())
-}
-
-/// Compares our boxes with the machines that the providers say they have, every few minutes of the system's time, whatever
-/// the number of copies.
-///
-/// # Errors
-/// Those of the database.
-pub async fn look_at_providers(app: &App) -> Result<(), StepError> {
-    let now = Time(jiff::Timestamp::now());
-    let mine = sqlx::query_scalar!(
-        r#"insert into worker_rounds (name, begun_at) values ('look_at_providers', $1)
-           on conflict (name) do update set begun_at = $1 where worker_rounds.begun_at <= $2
-           returning true as "mine!""#,
-        now,
-        Time(now.0 - PROVIDERS_EVERY),
-    )
-    .fetch_optional(&app.pool)
-    .await?;
-    if mine.is_none() {
-        return Ok(());
-    }
-    for (name, provider) in app.providers.iter() {
-        compare_with(app, name, provider.as_ref()).await?;
-    }
-    Ok(())
-}
-
-/// A box of ours, to be compared.
-struct Ours {
-    id: ResourceId,
-    resource_ref: Option<String>,
-}
-
-/// One provider: machines that nobody pays for, and boxes whose machine is gone. Either is looked at once more by itself
-/// before it is believed. No transaction is open during a call.
-///
-/// # Errors
-/// Those of the database.
-pub async fn compare_with(app: &App, name: &str, provider: &dyn ProvisioningProvider) -> Result<(), StepError> {
-    let machines = match provider.list_owned().await {
-        Ok(machines) => machines,
-        Err(error) => {
-            tracing::warn!(provider = name, %error, "the provider's machines could not be listed; nothing was compared");
-            return Ok(());
-        }
-    };
-    report_orphans(app, name, provider, &machines).await?;
-
-    let listed: HashSet<Uuid> = machines.iter().map(|machine| machine.resource_id).collect();
-    let (mut after, mut fleet, mut gone) = (Uuid::nil(), 0_u32, Vec::new());
-    loop {
-        let batch = sqlx::query_as!(
-            Ours,
-            "select id, resource_ref from seedbox_resources
-             where id > $1 and provider = $2 and status in ('active', 'suspended') order by id limit 500",
-            after,
-            name,
-        )
-        .fetch_all(&app.pool)
-        .await?;
-        let Some(last) = batch.last() else { break };
-        after = last.id.0;
-        fleet += u32::try_from(batch.len()).unwrap_or(u32::MAX);
-        for ours in batch {
-            if listed.contains(&ours.id.0) || gone.len() >= LOOKS_A_ROUND {
-                continue;
-            }
-            let Some(resource_ref) = ours.resource_ref.map(ResourceRef) else { continue };
-            if provider.status(&resource_ref).await.is_ok_and(|status| status.state == MachineState::Gone) {
-                gone.push(ours.id);
-            }
-        }
-    }
-    let count = u32::try_from(gone.len()).unwrap_or(u32::MAX);
-    let now = app.now();
-    if count > 0 && !rules::within_blast_limit(count - 1, fleet, &app.policy) {
-        // A provider that has lost a part of its fleet at once has more likely lost its memory, or we our access to it.
-        let detail = format!(
-            "'{name}' says that {count} of {fleet} boxes have no machine. Nothing was done about any of them: look at the \
-             provider and at our access to it; boxes whose machine is really gone are suspended (`upstream`) or ended (`fault`) \
-             by you"
-        );
-        alerts::raise(&app.pool, "provider_lost_machines", name, &detail, now).await?;
-        return Ok(());
-    }
-    for id in gone {
-        let mut tx = app.pool.begin().await?;
-        if let Some(resource) = repository::resource(&mut *tx, id).await? {
-            repository::lock_account_in(&mut tx, resource.user_id).await?;
-            seedbox_provisioner::report_gone_in(&mut tx, &resource, now).await?;
-        }
-        tx.commit().await?;
-    }
-    Ok(())
-}
-
-/// Machines that carry our tag and belong to no box that lives: they cost money, and may hold somebody's data.
-async fn report_orphans(
-    app: &App,
-    name: &str,
-    provider: &dyn ProvisioningProvider,
-    machines: &[Machine],
-) -> Result<(), StepError> {
-    let mut looked_at = 0;
-    for batch in machines.chunks(500) {
-        let ids: Vec<Uuid> = batch.iter().map(|machine| machine.resource_id).collect();
-        let living: HashSet<Uuid> = sqlx::query_scalar!(
-            r#"select id as "id!: Uuid" from seedbox_resources where id = any($1) and status <> 'terminated'"#,
-            &ids
-        )
-        .fetch_all(&app.pool)
-        .await?
-        .into_iter()
-        .collect();
-        for machine in batch {
-            if living.contains(&machine.resource_id) || looked_at >= LOOKS_A_ROUND {
-                continue;
-            }
-            looked_at += 1;
-            // Listed just before it was wiped, it is no orphan.
-            let status = provider.status(&machine.resource_ref).await;
-            if status.is_ok_and(|status| status.state == MachineState::Gone) {
-                continue;
-            }
-            let detail = format!(
-                "'{name}' has the machine {} with our tag, and there is no box {} or it has ended. It costs money and may hold \
-                 somebody's data; nothing was done to it. Look at it, and delete it at the provider",
-                machine.resource_ref, machine.resource_id
-            );
-            alerts::raise(&app.pool, "orphan_machine", &format!("{name}:{}", machine.resource_ref), &detail, app.now())
-                .await?;
-        }
-    }
     Ok(())
 }
 

@@ -19,6 +19,7 @@ mod payments;
 mod payments_gateway;
 mod plan_changes;
 mod provider_contract;
+mod providers;
 mod scale;
 mod schema;
 mod secrets;

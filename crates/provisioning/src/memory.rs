@@ -19,6 +19,7 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "the verbs are described in the trait")]
 pub enum Verb {
+    Capabilities,
     Create,
     Status,
     Suspend,
@@ -34,6 +35,7 @@ pub enum Verb {
 struct Held {
     password: String,
     size: String,
+    region: Option<String>,
     sessions_from: u64,
     polls_left: u32,
     stopped: bool,
@@ -46,7 +48,7 @@ struct State {
     failures: HashMap<Verb, VecDeque<Error>>,
     calls: HashMap<Verb, u32>,
     build_polls: u32,
-    stopped_costs: bool,
+    offered: Option<Capabilities>,
     sessions: u64,
     leftovers: Vec<Billed>,
 }
@@ -81,7 +83,17 @@ impl MemoryProvider {
 
     /// Stopped machines go on costing their full price, as with most clouds.
     pub fn set_stopped_costs(&self, costs: bool) {
-        self.state().stopped_costs = costs;
+        self.offer(|offered| offered.stopped_costs = costs);
+    }
+
+    /// Changes what it offers: sizes and their regions, its stance, its times.
+    pub fn offer(&self, change: impl FnOnce(&mut Capabilities)) {
+        change(self.state().offered.get_or_insert_with(capabilities));
+    }
+
+    /// The region that a machine was asked for in.
+    pub fn region(&self, id: Uuid) -> Option<String> {
+        self.state().boxes.get(&id)?.region.clone()
     }
 
     /// The next call of a verb fails so, and does nothing.
@@ -137,6 +149,27 @@ impl MemoryProvider {
 /// Name, disk in GB, monthly cost in cents.
 const SIZES: [(&str, u32, i64); 2] = [("small", 50, 400), ("large", 500, 1_600)];
 
+/// What it offers unless it is told otherwise.
+fn capabilities() -> Capabilities {
+    Capabilities {
+        sizes: SIZES
+            .map(|(name, disk_gb, monthly_cost_cents)| Size {
+                name: name.to_owned(),
+                disk_gb,
+                monthly_cost_cents,
+                regions: Vec::new(),
+            })
+            .to_vec(),
+        user_data_limit_bytes: None,
+        readable_while_suspended: true,
+        stopped_costs: false,
+        torrent_stance: TorrentStance::Allowed,
+        ready_within_seconds: 600,
+        settles_within_seconds: 0,
+        look_every_seconds: 2,
+    }
+}
+
 fn check_size(size: &str) -> Result<()> {
     match SIZES.iter().any(|(name, ..)| *name == size) {
         true => Ok(()),
@@ -160,23 +193,8 @@ impl ProvisioningProvider for MemoryProvider {
     }
 
     async fn capabilities(&self) -> Result<Capabilities> {
-        Ok(Capabilities {
-            sizes: SIZES
-                .map(|(name, disk_gb, monthly_cost_cents)| Size {
-                    name: name.to_owned(),
-                    disk_gb,
-                    monthly_cost_cents,
-                    regions: Vec::new(),
-                })
-                .to_vec(),
-            user_data_limit_bytes: None,
-            readable_while_suspended: true,
-            stopped_costs: self.state().stopped_costs,
-            torrent_stance: TorrentStance::Allowed,
-            ready_within_seconds: 600,
-            settles_within_seconds: 0,
-            look_every_seconds: 2,
-        })
+        let state = self.begin(Verb::Capabilities)?;
+        Ok(state.offered.clone().unwrap_or_else(capabilities))
     }
 
     async fn create(&self, spec: &MachineSpec) -> Result<Machine> {
@@ -185,7 +203,8 @@ impl ProvisioningProvider for MemoryProvider {
         let polls_left = state.build_polls;
         if let Entry::Vacant(place) = state.boxes.entry(spec.resource_id) {
             let password = spec.credentials.password.expose_secret().to_owned();
-            place.insert(Held { password, size: spec.size.clone(), sessions_from: 0, polls_left, stopped: false });
+            let (size, region) = (spec.size.clone(), spec.region.clone());
+            place.insert(Held { password, size, region, sessions_from: 0, polls_left, stopped: false });
             *state.made.entry(spec.resource_id).or_default() += 1;
         }
         Ok(machine(spec.resource_id))

@@ -17,7 +17,7 @@ use crate::{
     ids::{OrderId, PlanId},
     money::Usd,
     orders::{self, Order, OrderStatus},
-    seedbox::{Plan, plans},
+    seedbox::{Plan, Unavailable, plans},
 };
 
 pub(crate) fn routes() -> OpenApiRouter<App> {
@@ -49,6 +49,9 @@ struct OrderView {
     order: Order,
     /// What has to be paid in before it is paid for, in US cents; 0 once it is.
     missing_cents: Usd,
+    /// Why it waits although the balance covers it, or would wait if it did: no box can be made of its plan now. It is paid
+    /// by itself once one can.
+    unavailable: Option<Unavailable>,
 }
 
 async fn view(app: &App, order: Order) -> Result<OrderView, Problem> {
@@ -56,7 +59,11 @@ async fn view(app: &App, order: Order) -> Result<OrderView, Problem> {
     let awaiting = order.status == OrderStatus::AwaitingPayment;
     let missing_cents =
         if awaiting && order.price_cents > available { order.price_cents - available } else { Usd::ZERO };
-    Ok(OrderView { order, missing_cents })
+    let unavailable = match awaiting {
+        true => plans::find(&app.pool, order.plan_id).await?.and_then(|plan| plan.unavailable),
+        false => None,
+    };
+    Ok(OrderView { order, missing_cents, unavailable })
 }
 
 /// Place an order. It is paid from the balance at once if that covers it; otherwise it waits for a top-up.

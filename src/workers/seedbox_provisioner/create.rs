@@ -21,7 +21,7 @@ use crate::{
     money::Usd,
     orders::{self, OrderStatus},
     seedbox::{
-        Operation, Status,
+        Operation, Status, catalogues,
         lifecycle::{self, Transition},
         operations::{self, Outcome},
         plans, repository,
@@ -58,14 +58,15 @@ impl Step<'_> {
 
         if self.resource.resource_ref.is_none() {
             let tries = operations::begin_try(&self.app.pool, self.attempt.id, self.app.now()).await?;
-            let size = match self.resource.plan_id {
-                Some(plan) => plans::find(&self.app.pool, plan).await?.map(|plan| plan.size),
+            let plan = match self.resource.plan_id {
+                Some(plan) => plans::find(&self.app.pool, plan).await?,
                 None => None,
             };
+            let (size, region) = plan.map(|plan| (plan.size, plan.region)).unwrap_or_default();
             let spec = MachineSpec {
                 resource_id: self.resource.id.0,
-                size: size.unwrap_or_default(),
-                region: None,
+                size,
+                region,
                 credentials: Credentials { username: self.login_name(), password: self.password().await? },
                 maybe_made_at: None,
             };
@@ -82,8 +83,13 @@ impl Step<'_> {
                     };
                     events::record_in(&mut tx, self.app.now(), &Cause::system(), event).await?;
                     tx.commit().await?;
+                    catalogues::note_made(&self.app.pool, self.provider.name(), self.app.now()).await?;
                 }
                 Err(error) => {
+                    if matches!(error, ProviderError::Auth(_)) {
+                        let name = self.provider.name();
+                        catalogues::note_failure(&self.app.pool, name, &error, true, self.app.now()).await?;
+                    }
                     let hopeless =
                         matches!(error, ProviderError::Refused { .. } | ProviderError::Auth(_)) || tries >= MAX_TRIES;
                     if hopeless {

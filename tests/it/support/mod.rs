@@ -27,7 +27,7 @@ use seedplane::{
     router, runtime,
     secrets::keystore::Keystore,
     seedbox::plans::{self, NewPlan},
-    workers,
+    workers::{self, reconciler},
 };
 use seedplane_provisioning::{ProvisioningProvider, memory::MemoryProvider};
 use seedplane_simulators::coinpayportal::{self as sandbox, CoinPayPortal as Sandbox};
@@ -166,7 +166,7 @@ impl World {
         format!("http://{}/api", self.sandbox_address)
     }
 
-    /// Starts a copy, with workers or without.
+    /// Starts a copy, with workers or without, after a look at the provider.
     pub async fn start(&self, work: bool) -> TestApp {
         let options = runtime::allow_application_login(&self.url).await.unwrap();
         let pool = runtime::application_pool(options, 12).await.unwrap();
@@ -195,15 +195,17 @@ impl World {
             byos_source_address: None,
             checkpoint_file: self.folder.join("checkpoints.jsonl").into(),
         };
-        let (stop, stopping) = watch::channel(false);
+        let (stop, _) = watch::channel(false);
         let routes = router::router(app.clone(), None);
         tokio::spawn(seedplane::listener::serve(listener, routes, std::future::pending()));
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let test = TestApp { app, world: self.clone(), base, http, stop };
+        reconciler::look_at_start(&test.app).await.unwrap();
         if work {
-            let app = app.clone();
+            let (app, stopping) = (test.app.clone(), test.stop.subscribe());
             tokio::spawn(async move { workers::run(app, stopping).await.unwrap() });
         }
-        let http = reqwest::Client::builder().no_proxy().build().unwrap();
-        TestApp { app, world: self.clone(), base, http, stop }
+        test
     }
 
     /// A connection as the owner of the tables, who may do what the application may not.
@@ -320,6 +322,7 @@ impl TestApp {
             price: Usd::from_cents(cents),
             provider: "memory",
             size,
+            region: None,
             disk_gb: 50,
         };
         let mut connection = self.app.pool.acquire().await.unwrap();

@@ -1,0 +1,184 @@
+//! What operators sell at which provider: plans checked against what it offers, access that is refused.
+
+use jiff::SignedDuration;
+use reqwest::{Method, StatusCode};
+use seedplane::{accounts::Role, workers::reconciler};
+use seedplane_provisioning::{Error, memory::Verb};
+use serde_json::{Value, json};
+
+use crate::support::{Person, TestApp, World};
+
+fn plan(more: Value) -> Value {
+    let mut plan = json!({ "code": "fair", "name": "Fair", "price_cents": 1500, "provider": "memory", "size": "small",
+        "disk_gb": 50, "reason": "x" });
+    plan.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    plan
+}
+
+async fn add(test: &TestApp, operator: &Person, more: Value) -> (StatusCode, Value) {
+    test.call(Some(operator), Method::POST, "/api/operator/plans", Some(plan(more))).await
+}
+
+/// Has the provider looked at, as workers do every few minutes.
+async fn look(test: &TestApp) {
+    reconciler::compare_with(&test.app, "memory", &test.world.provider).await.unwrap();
+}
+
+async fn alerts(test: &TestApp, operator: &Person, kind: &str) -> Vec<Value> {
+    let alerts = test.get(operator, "/api/operator/alerts").await;
+    alerts.as_array().unwrap().iter().filter(|alert| alert["kind"] == kind).cloned().collect()
+}
+
+fn in_two_places(world: &World) {
+    world.provider.offer(|offered| {
+        offered.sizes[0].regions = vec!["ams".to_owned(), "fra".to_owned()];
+        offered.sizes[1].regions = vec!["fra".to_owned()];
+    });
+}
+
+#[tokio::test]
+async fn a_plan_names_a_size_and_a_region_that_can_be_had() {
+    let world = World::new().await;
+    in_two_places(&world);
+    let test = world.start(false).await;
+    let operator = test.person(Role::Operator).await;
+    for (more, words) in [
+        (json!({ "provider": "nobody" }), "there is memory"),
+        (json!({ "size": "huge" }), "it has small, large"),
+        (json!({}), "can be had in ams, fra"),
+        (json!({ "region": "nyc" }), "can be had in ams, fra"),
+        (json!({ "size": "large", "region": "ams", "price_cents": 3000 }), "can be had in fra"),
+    ] {
+        let (status, problem) = add(&test, &operator, more.clone()).await;
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(status == StatusCode::UNPROCESSABLE_ENTITY && detail.contains(words), "{more}: {status} {detail}");
+        assert!(detail.contains("Nothing was added"), "{detail}");
+    }
+    let (status, added) = add(&test, &operator, json!({ "region": "ams" })).await;
+    assert_eq!((status, &added["region"]), (StatusCode::CREATED, &json!("ams")), "{added}");
+    let listed = test.get(&operator, "/api/seedbox/plans").await;
+    assert_eq!((listed.as_array().unwrap().len(), &listed[0]["region"]), (1, &json!("ams")));
+}
+
+#[tokio::test]
+async fn a_price_is_shown_against_what_it_costs_and_one_under_it_is_said_on_purpose() {
+    let test = World::new().await.start(false).await;
+    let operator = test.person(Role::Operator).await;
+    let (_, added) = add(&test, &operator, json!({})).await;
+    assert_eq!((&added["upstream_cost_cents"], &added["margin_cents"]), (&json!(400), &json!(1100)), "{added}");
+    let (status, problem) = add(&test, &operator, json!({ "price_cents": 399 })).await;
+    assert_eq!((status.as_u16(), &problem["type"]), (422, &json!("below-cost")), "{problem}");
+    assert_eq!(test.get(&operator, "/api/seedbox/plans").await[0]["price_cents"], 1500, "nothing was added");
+    let (status, added) = add(&test, &operator, json!({ "price_cents": 399, "below_cost": true })).await;
+    assert_eq!((status.as_u16(), &added["margin_cents"]), (201, &json!(-1)), "{added}");
+}
+
+#[tokio::test]
+async fn a_box_is_made_in_the_region_of_its_plan_and_does_not_move_to_another() {
+    let world = World::new().await;
+    in_two_places(&world);
+    let test = world.start(true).await;
+    let (operator, buyer) = (test.person(Role::Operator).await, test.customer().await);
+    let (_, ams) = add(&test, &operator, json!({ "region": "ams" })).await;
+    let (_, fra) = add(&test, &operator, json!({ "code": "far", "region": "fra", "price_cents": 2000 })).await;
+    test.top_up(&buyer, 5000).await;
+    let order = test.post(&buyer, "/api/seedbox/orders", json!({ "plan_id": ams["id"] })).await;
+    let id = order["resource_id"].as_str().unwrap();
+    let path = format!("/api/seedbox/resources/{id}");
+    test.until(&buyer, &path, |resource| resource["status"] == "active").await;
+    assert_eq!(test.world.provider.region(id.parse().unwrap()).as_deref(), Some("ams"));
+    let body = json!({ "plan_id": fra["id"] });
+    let (status, problem) = test.call(Some(&buyer), Method::POST, &format!("{path}/upgrade"), Some(body)).await;
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(status == StatusCode::CONFLICT && detail.contains("in ams") && detail.contains("for fra"), "{detail}");
+    test.assert_sound().await;
+}
+
+#[tokio::test]
+async fn with_a_wrong_token_no_order_is_taken_and_with_a_right_one_the_waiting_are_served() {
+    let world = World::new().await;
+    world.provider.fail_next(Verb::Capabilities, Error::Auth("Unable to authenticate you.".to_owned()));
+    let test = world.start(false).await;
+    let (operator, buyer) = (test.person(Role::Operator).await, test.customer().await);
+    let told = alerts(&test, &operator, "provider_access").await;
+    assert!(told[0]["detail"].as_str().unwrap().contains("Unable to authenticate you."), "{told:?}");
+    let (status, problem) = add(&test, &operator, json!({})).await;
+    assert_eq!((status.as_u16(), &problem["type"]), (409, &json!("provider-access")), "{problem}");
+
+    let plan = test.plan(1500).await;
+    assert_eq!(test.get(&buyer, "/api/seedbox/plans").await[0]["unavailable"], "access_refused");
+    let order = json!({ "plan_id": plan });
+    let place = async || test.call(Some(&buyer), Method::POST, "/api/seedbox/orders", Some(order.clone())).await;
+    let (status, problem) = place().await;
+    let detail = problem["detail"].as_str().unwrap();
+    assert_eq!((status.as_u16(), &problem["type"]), (409, &json!("plan-unavailable")), "{problem}");
+    assert!(detail.contains("right now") && detail.contains("nothing was charged"), "{detail}");
+    assert_eq!(test.get(&buyer, "/api/seedbox/orders").await, json!([]));
+
+    look(&test).await;
+    assert_eq!(alerts(&test, &operator, "provider_access").await, Vec::<Value>::new());
+    assert_eq!(place().await.0, StatusCode::CREATED);
+
+    // Refused again before it was paid: it waits with the money on the balance, and is served once access is back.
+    let working = test.world.start(true).await;
+    // The round that every copy asks for at its start is over.
+    working.advance(SignedDuration::ZERO).await;
+    working.idle().await;
+    test.world.provider.fail_next(Verb::ListOwned, Error::Auth("revoked".to_owned()));
+    look(&test).await;
+    working.top_up(&buyer, 1500).await;
+    working.idle().await;
+    let waiting = test.get(&buyer, "/api/seedbox/orders").await[0]["id"].as_str().unwrap().to_owned();
+    let path = format!("/api/seedbox/orders/{waiting}");
+    let order = test.get(&buyer, &path).await;
+    assert_eq!((&order["status"], &order["unavailable"]), (&json!("awaiting_payment"), &json!("access_refused")));
+    assert_eq!(test.get(&buyer, "/api/billing/account").await["available_cents"], 1500);
+    look(&test).await;
+    working.until(&buyer, &path, |order| order["status"] == "fulfilled").await;
+    test.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_token_that_may_look_and_not_make_machines_sells_one_box_at_most() {
+    let test = TestApp::new().await;
+    let (operator, buyer) = (test.person(Role::Operator).await, test.customer().await);
+    let plan = test.plan(1500).await;
+    test.top_up(&buyer, 1500).await;
+    test.world.provider.fail_next(Verb::Create, Error::Auth("You do not have access.".to_owned()));
+    let order = test.post(&buyer, "/api/seedbox/orders", json!({ "plan_id": plan })).await;
+    let path = format!("/api/seedbox/orders/{}", order["id"].as_str().unwrap());
+    test.until(&buyer, &path, |order| order["status"] == "cancelled").await;
+    assert_eq!(test.get(&buyer, "/api/billing/account").await["available_cents"], 1500, "to the cent");
+    // That it can be looked at is no news: only a start with other settings tries again.
+    look(&test).await;
+    assert_eq!(alerts(&test, &operator, "provider_access").await.len(), 1);
+    let again = json!({ "plan_id": plan });
+    let (status, problem) = test.call(Some(&buyer), Method::POST, "/api/seedbox/orders", Some(again.clone())).await;
+    assert_eq!((status.as_u16(), &problem["type"]), (409, &json!("plan-unavailable")), "{problem}");
+    reconciler::look_at_start(&test.app).await.unwrap();
+    assert_eq!(alerts(&test, &operator, "provider_access").await.len(), 0);
+    let order = test.post(&buyer, "/api/seedbox/orders", again).await;
+    let path = format!("/api/seedbox/orders/{}", order["id"].as_str().unwrap());
+    test.until(&buyer, &path, |order| order["status"] == "fulfilled").await;
+    test.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_provider_that_does_not_answer_breaks_nothing_and_is_reported_after_a_while() {
+    let test = World::new().await.start(false).await;
+    let operator = test.person(Role::Operator).await;
+    for minutes in [0, 29, 2] {
+        test.world.clock.set_offset(test.world.clock.offset() + SignedDuration::from_mins(minutes));
+        test.world.provider.fail_next(Verb::Capabilities, Error::transient("502"));
+        test.world.provider.fail_next(Verb::ListOwned, Error::transient("502"));
+        look(&test).await;
+        let expected = usize::from(minutes == 2);
+        assert_eq!(alerts(&test, &operator, "provider_unreachable").await.len(), expected, "after {minutes} more");
+        assert_eq!(add(&test, &operator, json!({})).await.0, StatusCode::CREATED);
+    }
+    // One of each look's two answers was scripted to fail: what is left of them fails first.
+    for _ in 0..4 {
+        look(&test).await;
+    }
+    assert_eq!(alerts(&test, &operator, "provider_unreachable").await.len(), 0);
+}
