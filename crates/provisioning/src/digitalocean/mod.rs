@@ -366,7 +366,7 @@ impl ProvisioningProvider for DigitalOcean {
             torrent_stance: TorrentStance::Forbidden,
             ready_within_seconds: 1_200,
             settles_within_seconds: self.settings.settles_within.as_secs().try_into().unwrap_or(0),
-            look_every_seconds: 10,
+            look_every_seconds: (self.settings.poll_every * 5).as_secs().max(1).try_into().unwrap_or(10),
         })
     }
 
