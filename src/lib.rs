@@ -36,3 +36,5 @@ pub mod router; // every route on one screen
 pub mod config; // settings
 pub mod demo; // the whole story, told over the API
 pub mod runtime; // puts it all together
+
+pub mod commands; // what is asked on the command line beside a service

@@ -10,12 +10,12 @@ use seedplane::{
     api::operator::{place_hold, suspend_check, terminate_check},
     audit::{
         chain::{self, Copy},
-        events::{Actor, Cause},
+        events::Cause,
     },
-    auth::checked_reason,
     billing::reserves,
     byos::connections,
     clock::Time,
+    commands::{self, ProviderCommand, Who},
     config::{Flags, Settings},
     demo,
     ids::{AttemptId, ConnectionId, ResourceId},
@@ -73,6 +73,9 @@ enum Command {
     /// Customers' own servers
     #[command(subcommand)]
     Byos(ByosCommand),
+    /// Where boxes are made: what is offered there, and where torrents may be sold
+    #[command(subcommand)]
+    Provider(ProviderCommand),
 }
 
 #[derive(Subcommand)]
@@ -176,14 +179,6 @@ enum OperatorCommand {
     },
 }
 
-/// Who does it, for the audit log.
-#[derive(clap::Args)]
-struct Who {
-    /// The operator's address, as in `operator create`
-    #[arg(long = "operator", value_name = "EMAIL")]
-    email: String,
-}
-
 fn main() -> ExitCode {
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
@@ -269,6 +264,12 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             beside.stop().await;
             say(&done?);
         }
+        Command::Provider(command) => {
+            let beside = Beside::find(&settings).await?;
+            let done = commands::provider(&beside, command).await;
+            beside.stop().await;
+            say(&done?);
+        }
         Command::Demo(_) => unreachable!("handled above"),
     }
     Ok(ExitCode::SUCCESS)
@@ -301,15 +302,6 @@ async fn run_parts(settings: Settings, parts: Parts) -> anyhow::Result<()> {
 fn echo(shown: bool) {
     // Where there is no stty the password is shown, which is said of no system this runs on.
     let _ = std::process::Command::new("stty").arg(if shown { "echo" } else { "-echo" }).status();
-}
-
-/// What an audit event says of an operator's command.
-async fn cause_of(app: &Beside, who: &Who, reason: &str) -> anyhow::Result<Cause> {
-    let id = seedplane::accounts::operator_by_email(&app.pool, &who.email)
-        .await?
-        .with_context(|| format!("{} is no operator; `seedplane operator create` makes one", who.email))?;
-    let reason = checked_reason(reason).map_err(|problem| anyhow::anyhow!(problem.detail))?;
-    Ok(Cause { actor: Actor::Operator(id), reason, request_id: None })
 }
 
 /// Moves every secret between the keystore and Vault.
@@ -345,7 +337,7 @@ async fn move_secrets(settings: Settings, to: &str) -> anyhow::Result<String> {
 
 async fn byos(app: &Beside, command: ByosCommand) -> anyhow::Result<String> {
     if let ByosCommand::Revoke { connection, reason, operator } = command {
-        let cause = cause_of(app, &operator, &reason).await?;
+        let cause = operator.cause(app, &reason).await?;
         let found = connections::find(&app.pool, ConnectionId(connection)).await?;
         let mut found =
             found.with_context(|| format!("there is no connection {connection}; `seedplane byos list` lists them"))?;
@@ -386,7 +378,6 @@ async fn operate(app: &Beside, command: OperatorCommand) -> anyhow::Result<Strin
     let box_of = async |id: uuid::Uuid| -> anyhow::Result<_> {
         repository::resource(&app.pool, ResourceId(id)).await?.with_context(|| format!("there is no box {id}"))
     };
-    let cause_of = async |who: &Who, reason: &str| cause_of(app, who, reason).await;
     let ask =
         async |resource: &Resource, operation: Operation, reason: String, cause: &Cause| -> anyhow::Result<String> {
             let mut tx = app.pool.begin().await?;
@@ -416,7 +407,7 @@ async fn operate(app: &Beside, command: OperatorCommand) -> anyhow::Result<Strin
             Ok(format!("{role} {id} ({email}) can sign in"))
         }
         OperatorCommand::Hold { resource, days, reason, operator } => {
-            let cause = cause_of(&operator, &reason).await?;
+            let cause = operator.cause(app, &reason).await?;
             let resource = box_of(resource).await?;
             let until = (days > 0).then(|| Time(app.now().0 + Duration::from_secs(u64::from(days) * 86_400)));
             place_hold(&app.pool, app.now(), uuid::Uuid::now_v7(), resource.id, until, &cause)
@@ -428,14 +419,14 @@ async fn operate(app: &Beside, command: OperatorCommand) -> anyhow::Result<Strin
             })
         }
         OperatorCommand::Suspend { resource, abuse, reason, operator } => {
-            let cause = cause_of(&operator, &reason).await?;
+            let cause = operator.cause(app, &reason).await?;
             let found = box_of(resource).await?;
             let why = if abuse { SuspendReason::Abuse } else { SuspendReason::Operator };
             suspend_check(&found, why).map_err(problem)?;
             ask(&found, Operation::Suspend, format!("{why}: {reason}"), &cause).await
         }
         OperatorCommand::Terminate { resource, confirm, end_reason, reason, operator } => {
-            let cause = cause_of(&operator, &reason).await?;
+            let cause = operator.cause(app, &reason).await?;
             let found = box_of(resource).await?;
             terminate_check(app.now(), &found, &confirm, &end_reason).map_err(problem)?;
             ask(&found, Operation::Terminate, format!("{end_reason}: {reason}"), &cause).await

@@ -10,7 +10,6 @@ use crate::{
     audit::events::{self, Cause, Event, Subject},
     clock::Time,
     ids::{AttemptId, OrderId, PlanId, ResourceId, UserId},
-    jobs::{self, Job},
     money::Usd,
     seedbox::{Unavailable, plans, words},
 };
@@ -242,24 +241,6 @@ pub async fn pay_awaiting(pool: &PgPool, user: UserId, at: Time) -> sqlx::Result
         }
     }
     Ok(paid)
-}
-
-/// Has orders that wait for boxes of a provider looked at again, because boxes can be made there again.
-///
-/// # Errors
-/// Those of the database.
-pub async fn wake_waiting_in(connection: &mut PgConnection, provider: &str) -> sqlx::Result<()> {
-    let buyers = sqlx::query_scalar!(
-        r#"select distinct o.user_id as "user_id: UserId" from seedbox_orders o join seedbox_plans p on p.id = o.plan_id
-           where o.status = 'awaiting_payment' and p.provider = $1 limit 1000"#,
-        provider
-    )
-    .fetch_all(&mut *connection)
-    .await?;
-    for buyer in buyers {
-        jobs::enqueue_in(connection, Job::SettleAccount(buyer)).await?;
-    }
-    Ok(())
 }
 
 /// Calls off an order that is not paid. One that is paid is ended through its box.

@@ -30,12 +30,16 @@ use crate::{
 mod byos;
 mod money;
 mod plans;
+mod providers;
+
+pub use providers::{ProviderView, forbid_torrents, permit_torrents, providers};
 
 pub(crate) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .merge(money::routes())
         .merge(byos::routes())
         .merge(plans::routes())
+        .merge(providers::routes())
         .routes(routes!(alerts))
         .routes(routes!(resolve_alert))
         .routes(routes!(show_resource))

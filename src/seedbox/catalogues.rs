@@ -5,8 +5,8 @@ use jiff::SignedDuration;
 use seedplane_provisioning::{Capabilities, Error as ProviderError, Size};
 use sqlx::{PgConnection, PgExecutor, PgPool};
 
-use super::words;
-use crate::{alerts, clock::Time, orders};
+use super::{repository, words};
+use crate::{alerts, clock::Time};
 
 words! {
     /// What was wrong at the newest look at a provider.
@@ -194,7 +194,7 @@ async fn clear_failure_in(
     alerts::resolve_in(connection, ACCESS, provider, at).await?;
     alerts::resolve_in(connection, UNREACHABLE, provider, at).await?;
     if before != FailureKind::Failing {
-        orders::wake_waiting_in(connection, provider).await?;
+        repository::wake_waiting_orders_in(connection, provider).await?;
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use crate::{
 pub mod catalogues;
 pub mod lifecycle;
 pub mod operations;
+pub mod permissions;
 pub mod plans;
 pub mod repository;
 
@@ -108,6 +109,8 @@ words! {
         AccessRefused = "access_refused",
         /// Nobody has read yet what the provider offers.
         UnknownProvider = "unknown_provider",
+        /// The provider's terms do not allow torrents, and the operator has not recorded a permission.
+        NotPermitted = "not_permitted",
     }
 }
 
@@ -116,6 +119,9 @@ impl Unavailable {
     pub fn words(self) -> &'static str {
         match self {
             Self::AccessRefused => "its provider does not accept our access, which an operator has been told of",
+            Self::NotPermitted => {
+                "the terms of its provider do not allow torrents by themselves, and no permission of it is on record"
+            }
             Self::UnknownProvider => {
                 "it is not known what its provider offers, because nobody has been able to ask it yet"
             }

@@ -1,5 +1,7 @@
 //! Every query on resources that is not a move of the lifecycle.
 
+use std::collections::HashMap;
+
 use serde_json::json;
 use sqlx::{PgConnection, PgExecutor};
 use uuid::Uuid;
@@ -47,6 +49,55 @@ pub async fn resources_of(executor: impl PgExecutor<'_>, owner: UserId) -> sqlx:
     )
     .fetch_all(executor)
     .await
+}
+
+/// How many boxes a provider has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+pub struct BoxCounts {
+    /// Boxes that run.
+    pub active: i64,
+    /// Boxes that are suspended.
+    pub suspended: i64,
+    /// Boxes that are being made or ended, or could not be made.
+    pub others: i64,
+}
+
+/// How many boxes that have not ended each provider has.
+///
+/// # Errors
+/// Those of the database.
+pub async fn count_by_provider(executor: impl PgExecutor<'_>) -> sqlx::Result<HashMap<String, BoxCounts>> {
+    let rows = sqlx::query!(
+        r#"select provider as "provider!",
+               count(*) filter (where status = 'active') as "active!",
+               count(*) filter (where status = 'suspended') as "suspended!",
+               count(*) filter (where status not in ('active', 'suspended')) as "others!"
+           from seedbox_resources where provider is not null and status <> 'terminated' group by provider"#
+    )
+    .fetch_all(executor)
+    .await?;
+    let counts = rows
+        .into_iter()
+        .map(|row| (row.provider, BoxCounts { active: row.active, suspended: row.suspended, others: row.others }));
+    Ok(counts.collect())
+}
+
+/// Has orders that wait for boxes of a provider looked at again, because boxes can be made there again.
+///
+/// # Errors
+/// Those of the database.
+pub async fn wake_waiting_orders_in(connection: &mut PgConnection, provider: &str) -> sqlx::Result<()> {
+    let buyers = sqlx::query_scalar!(
+        r#"select distinct o.user_id as "user_id: UserId" from seedbox_orders o join seedbox_plans p on p.id = o.plan_id
+           where o.status = 'awaiting_payment' and p.provider = $1 limit 1000"#,
+        provider
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    for buyer in buyers {
+        jobs::enqueue_in(connection, Job::SettleAccount(buyer)).await?;
+    }
+    Ok(())
 }
 
 /// Stores where the password of a resource is, before a provider hears of it. Fenced by the version.

@@ -175,7 +175,7 @@ async fn a_stranger_gets_404_everywhere() {
             } else if path.contains("/connections/") {
                 url.replace("{id}", &connection).replace("{command_id}", &connection)
             } else {
-                url.replace("{id}", &token)
+                url.replace("{id}", &token).replace("{provider}", "memory")
             };
             let body = match path.rsplit('/').next().unwrap() {
                 "terminate" if path.contains("operator") => {
@@ -186,6 +186,7 @@ async fn a_stranger_gets_404_everywhere() {
                 "upgrade" => json!({ "plan_id": id }),
                 "confirm-host-key" => json!({ "fingerprint": "SHA256:x" }),
                 "consent" => json!({ "gate_sha256": "x", "manifest_sha256": "x" }),
+                "permission" => json!({ "reason": "written consent of 2026-11-02" }),
                 "run" => json!({ "action": "disk" }),
                 _ => json!({}),
             };

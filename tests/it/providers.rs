@@ -3,7 +3,7 @@
 use jiff::SignedDuration;
 use reqwest::{Method, StatusCode};
 use seedplane::{accounts::Role, workers::reconciler};
-use seedplane_provisioning::{Error, memory::Verb};
+use seedplane_provisioning::{Error, TorrentStance, memory::Verb};
 use serde_json::{Value, json};
 
 use crate::support::{Person, TestApp, World};
@@ -181,4 +181,111 @@ async fn a_provider_that_does_not_answer_breaks_nothing_and_is_reported_after_a_
         look(&test).await;
     }
     assert_eq!(alerts(&test, &operator, "provider_unreachable").await.len(), 0);
+}
+
+fn forbids_torrents(world: &World) {
+    in_two_places(world);
+    world.provider.offer(|offered| offered.torrent_stance = TorrentStance::Forbidden);
+}
+
+async fn mark(test: &TestApp, operator: &Person, method: Method, more: Value) -> (StatusCode, Value) {
+    let mut body = json!({ "reason": "written consent of 2026-11-02, ticket 123" });
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    test.call(Some(operator), method, "/api/operator/providers/memory/permission", Some(body)).await
+}
+
+#[tokio::test]
+async fn torrents_are_sold_where_the_terms_or_the_operator_allow_them_and_nowhere_else() {
+    let world = World::new().await;
+    forbids_torrents(&world);
+    let test = world.start(true).await;
+    let (operator, buyer) = (test.person(Role::Operator).await, test.customer().await);
+    let (status, problem) = add(&test, &operator, json!({ "region": "ams" })).await;
+    let detail = problem["detail"].as_str().unwrap();
+    assert_eq!((status.as_u16(), &problem["type"]), (409, &json!("provider-not-permitted")), "{problem}");
+    assert!(detail.contains("terms forbid torrents") && detail.contains("whole account"), "{detail}");
+    assert!(detail.contains("seedplane provider permit memory --region ams"), "{detail}");
+
+    for (more, status) in [
+        (json!({ "reason": "yes" }), StatusCode::UNPROCESSABLE_ENTITY),
+        (json!({ "region": "nyc" }), StatusCode::UNPROCESSABLE_ENTITY),
+    ] {
+        assert_eq!(mark(&test, &operator, Method::PUT, more.clone()).await.0, status, "{more}");
+    }
+    let (_, marked) = mark(&test, &operator, Method::PUT, json!({ "region": "fra" })).await;
+    assert_eq!(marked["permissions"][0]["region"], "fra", "{marked}");
+    assert_eq!(add(&test, &operator, json!({ "region": "ams" })).await.0, StatusCode::CONFLICT, "another region");
+    let (status, plan) = add(&test, &operator, json!({ "region": "fra" })).await;
+    assert_eq!(status, StatusCode::CREATED, "{plan}");
+    test.top_up(&buyer, 3000).await;
+    let body = json!({ "plan_id": plan["id"] });
+    let order = test.post(&buyer, "/api/seedbox/orders", body.clone()).await;
+    let path = format!("/api/seedbox/resources/{}", order["resource_id"].as_str().unwrap());
+    test.until(&buyer, &path, |resource| resource["status"] == "active").await;
+
+    // Revoked, nothing more is sold, and what was sold runs on.
+    assert_eq!(mark(&test, &operator, Method::DELETE, json!({ "region": "fra" })).await.0, StatusCode::OK);
+    assert_eq!(mark(&test, &operator, Method::DELETE, json!({ "region": "fra" })).await.0, StatusCode::CONFLICT);
+    let (status, problem) = test.call(Some(&buyer), Method::POST, "/api/seedbox/orders", Some(body.clone())).await;
+    let detail = problem["detail"].as_str().unwrap();
+    assert_eq!((status.as_u16(), &problem["type"]), (409, &json!("plan-unavailable")), "{problem}");
+    assert!(detail.contains("do not allow torrents") && detail.contains("nothing was charged"), "{detail}");
+    assert_eq!(test.get(&buyer, "/api/seedbox/plans").await[0]["unavailable"], "not_permitted");
+    look(&test).await;
+    test.idle().await;
+    assert_eq!(test.get(&buyer, &path).await["status"], "active");
+
+    // A permission of the whole provider counts in every region.
+    assert_eq!(mark(&test, &operator, Method::PUT, json!({})).await.0, StatusCode::OK);
+    test.post(&buyer, "/api/seedbox/orders", body).await;
+    let recorded: Vec<(String, String)> = sqlx::query_as(
+        "select action, reason from seedbox_audit_events where subject_kind = 'provider_permission' order by id",
+    )
+    .fetch_all(&test.app.pool)
+    .await
+    .unwrap();
+    let actions: Vec<&str> = recorded.iter().map(|(action, _)| action.as_str()).collect();
+    assert_eq!(actions, ["provider.permitted", "provider.forbidden", "provider.permitted"]);
+    assert!(recorded.iter().all(|(_, reason)| reason.contains("ticket 123")), "{recorded:?}");
+    test.assert_sound().await;
+}
+
+#[tokio::test]
+async fn a_permission_is_recorded_once_and_another_ground_takes_its_place() {
+    let world = World::new().await;
+    forbids_torrents(&world);
+    let test = world.start(false).await;
+    let operator = test.person(Role::Operator).await;
+    let (_, first) = mark(&test, &operator, Method::PUT, json!({})).await;
+    let (_, again) = mark(&test, &operator, Method::PUT, json!({})).await;
+    assert_eq!(first["permissions"], again["permissions"]);
+    let (_, other) = mark(&test, &operator, Method::PUT, json!({ "reason": "our lawyer's letter of May" })).await;
+    assert_eq!(other["permissions"].as_array().unwrap().len(), 1, "{other}");
+    assert_eq!(other["permissions"][0]["reason"], "our lawyer's letter of May");
+}
+
+#[tokio::test]
+async fn an_operator_sees_what_each_provider_offers_and_how_it_fares() {
+    let world = World::new().await;
+    forbids_torrents(&world);
+    world.provider.set_stopped_costs(true);
+    let test = world.start(true).await;
+    let (support, buyer) = (test.person(Role::Support).await, test.customer().await);
+    let operator = test.person(Role::Operator).await;
+    mark(&test, &operator, Method::PUT, json!({})).await;
+    test.active_box(&buyer, 1500).await;
+    let listed = test.get(&support, "/api/operator/providers").await;
+    let memory = &listed[0];
+    assert_eq!((&memory["provider"], &memory["failure"]), (&json!("memory"), &json!(null)), "{listed}");
+    assert_eq!((&memory["torrent_stance"], &memory["stopped_costs"]), (&json!("forbidden"), &json!(true)));
+    assert_eq!(
+        memory["sizes"][0],
+        json!({ "name": "small", "disk_gb": 50, "monthly_cost_cents": 400, "regions": ["ams", "fra"] })
+    );
+    assert_eq!(memory["boxes"], json!({ "active": 1, "suspended": 0, "others": 0 }));
+    test.world.provider.fail_next(Verb::ListOwned, Error::Auth("revoked".to_owned()));
+    look(&test).await;
+    let memory = test.get(&support, "/api/operator/providers").await[0].clone();
+    assert!(memory["failure"] == "access" && memory["error"].as_str().unwrap().contains("revoked"), "{memory}");
+    assert_eq!(mark(&test, &support, Method::PUT, json!({})).await.0, StatusCode::NOT_FOUND, "support changes nothing");
 }

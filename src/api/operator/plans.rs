@@ -21,6 +21,7 @@ use crate::{
     seedbox::{
         Plan,
         catalogues::{self, Catalogue},
+        permissions::{self, Permission},
         plans::{self, NewPlan},
     },
 };
@@ -105,7 +106,7 @@ fn check_words(body: &PlanBody) -> Result<(), Problem> {
 }
 
 /// Whether the provider has what the plan names, and what that leaves of its price.
-fn check_offer(body: &PlanBody, catalogue: Option<&Catalogue>) -> Result<(), Problem> {
+fn check_offer(body: &PlanBody, catalogue: Option<&Catalogue>, standing: &[Permission]) -> Result<(), Problem> {
     let provider = &body.provider;
     if let Some(refused) = catalogue.filter(|catalogue| catalogue.access_refused()) {
         return Err(Problem::new(
@@ -153,6 +154,20 @@ fn check_offer(body: &PlanBody, catalogue: Option<&Catalogue>) -> Result<(), Pro
             size.name
         )));
     }
+    if let Some(warning) = permissions::warning(provider, capabilities.torrent_stance)
+        && !permissions::covers(standing, provider, body.region.as_deref())
+    {
+        let place = body.region.as_ref().map(|region| format!(" --region {region}")).unwrap_or_default();
+        return Err(Problem::new(
+            StatusCode::CONFLICT,
+            "provider-not-permitted",
+            format!(
+                "torrents are not marked as permitted at '{provider}': {warning}. Nothing was added. Get its written consent, then \
+                 record it: PUT /api/operator/providers/{provider}/permission, or `seedplane provider permit {provider}{place} \
+                 --reason \"written consent of ..., ticket ...\" --operator you@...`"
+            ),
+        ));
+    }
     let cost = Usd::from_cents(size.monthly_cost_cents);
     if body.price_cents < cost && !body.below_cost {
         return Err(Problem::new(
@@ -195,7 +210,7 @@ async fn add_plan(
     if let Some(made) = plans::find(&app.pool, id).await? {
         return Ok((StatusCode::CREATED, Json(AddedPlan::new(made, catalogue.as_ref()))));
     }
-    check_offer(&body, catalogue.as_ref())?;
+    check_offer(&body, catalogue.as_ref(), &permissions::standing(&app.pool).await?)?;
     let plan = NewPlan {
         code: &body.code,
         name: body.name.trim(),

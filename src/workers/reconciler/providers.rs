@@ -37,6 +37,13 @@ const PATIENCE_AT_START: Duration = Duration::from_secs(15);
 /// # Errors
 /// Those of the database. A provider that fails is a warning.
 pub async fn look_at_start(app: &App) -> sqlx::Result<()> {
+    for known in catalogues::all(&app.pool).await? {
+        if app.provider(&known.provider).is_none() && !known.access_refused() {
+            let error = ProviderError::Auth("the settings of this copy name no access to it".to_owned());
+            tracing::warn!(provider = known.provider, "no orders are taken for its plans: {error}");
+            catalogues::note_failure(&app.pool, &known.provider, &error, false, app.now()).await?;
+        }
+    }
     for (name, provider) in app.providers.iter() {
         let looking = async {
             let capabilities = provider.capabilities().await?;
