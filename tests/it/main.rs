@@ -10,6 +10,7 @@ mod billing;
 mod byos;
 mod byos_gate;
 mod crash;
+mod digitalocean;
 mod drift;
 mod http;
 mod lapses;

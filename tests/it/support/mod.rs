@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     path::PathBuf,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -22,15 +22,23 @@ use seedplane::{
     jobs::{self, Job},
     mailer::InboxMailer,
     money::Usd,
+    nodes::Nodes,
     payments::coinpayportal::{CoinPayPortal, Settings},
     postgres::{Embedded, EmbeddedOptions, create_database_from_template},
     router, runtime,
-    secrets::keystore::Keystore,
+    secrets::{SecretStore, keystore::Keystore},
     seedbox::plans::{self, NewPlan},
     workers::{self, reconciler},
 };
-use seedplane_provisioning::{ProvisioningProvider, memory::MemoryProvider};
-use seedplane_simulators::coinpayportal::{self as sandbox, CoinPayPortal as Sandbox};
+use seedplane_provisioning::{
+    ProvisioningProvider,
+    digitalocean::{self, DigitalOcean},
+    memory::MemoryProvider,
+};
+use seedplane_simulators::{
+    coinpayportal::{self as sandbox, CoinPayPortal as Sandbox},
+    digitalocean::{self as droplets, Simulator},
+};
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use tokio::sync::watch;
@@ -123,8 +131,13 @@ pub struct World {
     pub sandbox: Sandbox,
     pub webhook_secret: String,
     pub business_id: Uuid,
+    /// Droplets to sell, too: where the stand-in is, and it.
+    pub droplets: Option<(String, Simulator)>,
     sandbox_address: SocketAddr,
 }
+
+/// The token that the stand-in for DigitalOcean lets in.
+pub const DROPLETS_TOKEN: &str = "dop_v1_0123456789abcdef0123456789abcdef";
 
 /// A running copy of the application.
 pub struct TestApp {
@@ -133,6 +146,7 @@ pub struct TestApp {
     pub base: String,
     pub http: reqwest::Client,
     stop: watch::Sender<bool>,
+    workers: Arc<Mutex<Vec<tokio::task::JoinHandle<()>>>>,
 }
 
 impl World {
@@ -157,8 +171,42 @@ impl World {
             sandbox,
             webhook_secret,
             business_id,
+            droplets: None,
             sandbox_address,
         }
+    }
+
+    /// Sells droplets of a stand-in, too.
+    pub async fn with_droplets(mut self, config: droplets::Config) -> Self {
+        let simulator = Simulator::new(config, Arc::new(jiff::Timestamp::now));
+        self.droplets = Some((simulator.serve().await.unwrap(), simulator));
+        self
+    }
+
+    /// The provider of droplets, as a copy has it: nodes report to `base`.
+    fn digitalocean(
+        &self,
+        pool: &PgPool,
+        secrets: &Arc<dyn SecretStore>,
+        base: &str,
+    ) -> Option<Arc<dyn ProvisioningProvider>> {
+        let (url, simulator) = self.droplets.as_ref()?;
+        let nodes = Nodes {
+            pool: pool.clone(),
+            secrets: Arc::clone(secrets),
+            clock: self.clock.clone(),
+            public_url: base.to_owned(),
+            domain: None,
+            channel: Arc::new(simulator.clone()),
+        };
+        let settings = digitalocean::Settings {
+            api_url: url.clone(),
+            settles_within: SignedDuration::from_secs(1),
+            poll_every: Duration::from_millis(2),
+            polls: 3,
+            ..digitalocean::Settings::new(SecretString::from(DROPLETS_TOKEN), "tests")
+        };
+        Some(Arc::new(DigitalOcean::new(settings, Arc::new(nodes)).unwrap()))
     }
 
     /// Where the sandbox gateway's API is.
@@ -181,12 +229,16 @@ impl World {
         providers.insert("memory", Arc::new(self.provider.clone()));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
+        let secrets: Arc<dyn SecretStore> = Arc::new(Keystore::open(self.folder.join("keystore")).unwrap());
+        if let Some(provider) = self.digitalocean(&pool, &secrets, &base) {
+            providers.insert(digitalocean::DIGITALOCEAN, provider);
+        }
         let app = App {
             pool,
             clock: self.clock.clone(),
             providers: Arc::new(providers),
             gateway: Arc::new(gateway),
-            secrets: Arc::new(Keystore::open(self.folder.join("keystore")).unwrap()),
+            secrets,
             mailer: Arc::new(InboxMailer::new(self.folder.join("inbox")).unwrap()),
             policy: Arc::new(Policy::default()),
             public_url: base.as_str().into(),
@@ -199,11 +251,12 @@ impl World {
         let routes = router::router(app.clone(), None);
         tokio::spawn(seedplane::listener::serve(listener, routes, std::future::pending()));
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
-        let test = TestApp { app, world: self.clone(), base, http, stop };
+        let test = TestApp { app, world: self.clone(), base, http, stop, workers: Arc::default() };
         reconciler::look_at_start(&test.app).await.unwrap();
         if work {
             let (app, stopping) = (test.app.clone(), test.stop.subscribe());
-            tokio::spawn(async move { workers::run(app, stopping).await.unwrap() });
+            let worker = tokio::spawn(async move { workers::run(app, stopping).await.unwrap() });
+            test.workers.lock().unwrap().push(worker);
         }
         test
     }
@@ -211,6 +264,17 @@ impl World {
     /// A connection as the owner of the tables, who may do what the application may not.
     pub async fn owner(&self) -> PgPool {
         sqlx::postgres::PgPoolOptions::new().max_connections(2).connect(&self.url).await.unwrap()
+    }
+}
+
+impl TestApp {
+    /// Ends its workers wherever they are, as a crash would: what they have begun is not brought to an end.
+    pub async fn kill(&self) {
+        let tasks: Vec<_> = self.workers.lock().unwrap().drain(..).collect();
+        for task in tasks {
+            task.abort();
+        }
+        self.app.pool.close().await;
     }
 }
 
@@ -240,7 +304,14 @@ impl TestApp {
         let routes = router::router(self.app.clone(), None);
         tokio::spawn(async move { axum::serve(listener, routes).await });
         let (stop, _) = watch::channel(false);
-        TestApp { app: self.app.clone(), world: self.world.clone(), base, http: self.http.clone(), stop }
+        TestApp {
+            app: self.app.clone(),
+            world: self.world.clone(),
+            base,
+            http: self.http.clone(),
+            stop,
+            workers: Arc::default(),
+        }
     }
 
     pub async fn call(

@@ -459,7 +459,8 @@ impl ProvisioningProvider for DigitalOcean {
             ("off" | "archive", _) => MachineState::Stopped,
             (other, _) => MachineState::Unknown(other.to_owned()),
         };
-        let age = droplet.created_at.map(|at| self.now().duration_since(at));
+        // In whole seconds, rounded down.
+        let age = droplet.created_at.map(|at| self.now().duration_since(at) - SignedDuration::from_secs(1));
         let settled = age.is_none_or(|age| age >= self.settings.settles_within);
         if state == MachineState::Building || age.is_some_and(|age| age < self.settings.settles_within * 3) {
             // While a box is set up is the time to find that two were made of it: nobody has been given either.

@@ -241,7 +241,7 @@ impl Simulator {
 }
 
 fn host_key(address: IpAddr) -> String {
-    format!("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI{:x>43}", address.to_string().replace('.', ""))
+    format!("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI{:A>43}", address.to_string().replace('.', ""))
 }
 
 /// By box: what its node was told, and what it reported.
