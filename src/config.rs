@@ -9,6 +9,7 @@ use std::{
 };
 
 use secrecy::{ExposeSecret, SecretString};
+use seedplane_provisioning::digitalocean;
 
 use crate::{mailer::SmtpMailer, secrets::vault};
 
@@ -23,6 +24,7 @@ const NAMES: &[(&str, &str)] = &[
     ("SEEDPLANE_PRODUCTION", "production"),
     ("SEEDPLANE_BYOS_ALLOW_PRIVATE", "byos-allow-private"),
     ("SEEDPLANE_BYOS_SOURCE_ADDRESS", "byos-source-address"),
+    ("SEEDPLANE_NODE_DOMAIN", "node-domain"),
     ("DATABASE_URL", "database-url"),
     ("COINPAYPORTAL_API_KEY", "coinpayportal-api-key"),
     ("COINPAYPORTAL_BUSINESS_ID", "coinpayportal-business-id"),
@@ -36,10 +38,10 @@ const NAMES: &[(&str, &str)] = &[
     ("VAULT_SECRET_ID", "vault-secret-id"),
     ("VAULT_MOUNT", "vault-mount"),
     ("VAULT_NAMESPACE", "vault-namespace"),
+    ("DIGITALOCEAN_TOKEN", "digitalocean-token"),
+    ("DIGITALOCEAN_API_URL", "digitalocean-api-url"),
+    ("DIGITALOCEAN_IMAGE", "digitalocean-image"),
 ];
-
-/// Settings that the design names and this version does not have: somebody who sets one counts on it.
-const NOT_YET: &[&str] = &["DIGITALOCEAN_TOKEN", "DIGITALOCEAN_API_URL"];
 
 /// What stands in examples where a secret should.
 const PLACEHOLDERS: &[&str] =
@@ -68,6 +70,17 @@ pub struct SmtpSettings {
     pub url: SecretString,
     /// The sender's address.
     pub from: String,
+}
+
+/// Access to DigitalOcean.
+#[derive(Debug, Clone)]
+pub struct DigitalOceanSettings {
+    /// `dop_v1_...`, with the scopes that `docs/providers.md` lists.
+    pub token: SecretString,
+    /// `https://api.digitalocean.com` unless set otherwise.
+    pub api_url: String,
+    /// The image of new droplets, `debian-12-x64` unless set otherwise.
+    pub image: String,
 }
 
 /// Whether a host is this machine to whoever says it, so that nobody else can mean us by it.
@@ -156,6 +169,11 @@ pub struct Settings {
     pub byos_allow_private: Option<bool>,
     /// The addresses or networks that customers' servers see us come from, with commas between.
     pub byos_source_address: Option<String>,
+    /// Droplets to sell; no such provider if not set.
+    pub digitalocean: Option<DigitalOceanSettings>,
+    /// The domain under which a node with the address 203.0.113.7 is `203-0-113-7.<domain>`; reached by their addresses if not
+    /// set.
+    pub node_domain: Option<String>,
 }
 
 /// What was given on the command line: these beat the environment and the file.
@@ -194,6 +212,10 @@ pub struct Flags {
     /// from there alone [env: SEEDPLANE_BYOS_SOURCE_ADDRESS]
     #[arg(long, global = true, value_name = "ADDRESS[/BITS],...")]
     pub byos_source_address: Option<String>,
+    /// The domain under which the machine with the address 203.0.113.7 is 203-0-113-7.<domain>, by a wildcard of yours
+    /// [env: SEEDPLANE_NODE_DOMAIN] [default: machines are reached by address, with a certificate of their own]
+    #[arg(long, global = true, value_name = "DOMAIN")]
+    pub node_domain: Option<String>,
 }
 
 /// What is wrong with the settings: a sentence each.
@@ -246,10 +268,6 @@ fn read_file(path: &Path, problems: &mut Vec<String>) -> BTreeMap<&'static str, 
         }
     };
     for (key, value) in table {
-        if let Some(name) = NOT_YET.iter().find(|name| name.to_lowercase().replace('_', "-") == key) {
-            problems.push(format!("{} has '{key}': {name} is not supported by this version", path.display()));
-            continue;
-        }
         let Some((name, _)) = NAMES.iter().find(|(_, in_file)| *in_file == key) else {
             problems.push(format!("{} has '{key}', which is no setting", path.display()));
             continue;
@@ -284,12 +302,9 @@ impl Settings {
     pub fn read(flags: &Flags, environment: &BTreeMap<String, String>) -> Result<Self, SettingsError> {
         let mut problems = Vec::new();
         for name in environment.keys() {
-            let ours = name.starts_with("SEEDPLANE_") || name.starts_with("COINPAYPORTAL_");
+            let ours = ["SEEDPLANE_", "COINPAYPORTAL_", "DIGITALOCEAN_"].iter().any(|start| name.starts_with(start));
             if ours && !NAMES.iter().any(|(known, _)| known == name) && !NOT_SETTINGS.contains(&name.as_str()) {
                 problems.push(format!("{name} is no setting; `seedplane --help` lists them"));
-            }
-            if NOT_YET.contains(&name.as_str()) {
-                problems.push(format!("{name} is not supported by this version; unset it, since nothing would use it"));
             }
         }
         let file = flags.config.clone().or_else(|| environment.get("SEEDPLANE_CONFIG").map(PathBuf::from));
@@ -359,6 +374,18 @@ impl Settings {
             ));
         }
         let vault = Self::vault(&get, &mut problems);
+        let digitalocean = Self::digitalocean(&get, &public_url, &mut problems);
+        let node_domain = get("SEEDPLANE_NODE_DOMAIN", &flags.node_domain);
+        let is_domain = |text: &String| {
+            text.len() <= 200
+                && text.contains('.')
+                && text.split('.').all(|label| {
+                    !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+                })
+        };
+        if let Some(domain) = node_domain.as_ref().filter(|domain| !is_domain(domain)) {
+            problems.push(format!("SEEDPLANE_NODE_DOMAIN is '{domain}', which is no domain such as boxes.example.net"));
+        }
         if coinpayportal.is_some() && smtp.is_none() && !production {
             problems.push(
                 "COINPAYPORTAL_* takes real money, so that SMTP_URL and MAIL_FROM are needed: the warnings before a box stops \
@@ -389,6 +416,7 @@ impl Settings {
                 ("SMTP_URL", smtp.as_ref().map(|smtp| secret(&smtp.url))),
                 ("MAIL_FROM", smtp.as_ref().map(|smtp| smtp.from.clone())),
                 ("SEEDPLANE_PUBLIC_URL", Some(public_url.clone())),
+                ("DIGITALOCEAN_TOKEN", digitalocean.as_ref().map(|provider| secret(&provider.token))),
             ];
             for (name, value) in given {
                 let value = value.unwrap_or_default().to_lowercase();
@@ -422,7 +450,41 @@ impl Settings {
             production,
             byos_allow_private,
             byos_source_address,
+            digitalocean,
+            node_domain,
         })
+    }
+
+    fn digitalocean(
+        get: &impl Fn(&str, &Option<String>) -> Option<String>,
+        public_url: &str,
+        problems: &mut Vec<String>,
+    ) -> Option<DigitalOceanSettings> {
+        let api_url = get("DIGITALOCEAN_API_URL", &None);
+        let image = get("DIGITALOCEAN_IMAGE", &None);
+        let Some(token) = get("DIGITALOCEAN_TOKEN", &None) else {
+            if api_url.is_some() || image.is_some() {
+                problems.push("DIGITALOCEAN_API_URL or _IMAGE is set without DIGITALOCEAN_TOKEN".to_owned());
+            }
+            return None;
+        };
+        if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            problems.push("DIGITALOCEAN_TOKEN has characters that no token has; copy it again".to_owned());
+        }
+        let api_url = api_url.unwrap_or_else(|| digitalocean::API_URL.to_owned());
+        let here = |url: &str| reqwest::Url::parse(url).is_ok_and(|url| is_this_machine(url.host_str()));
+        match reqwest::Url::parse(&api_url) {
+            Ok(url) if url.scheme() == "https" || is_this_machine(url.host_str()) => {}
+            _ => problems.push(format!("DIGITALOCEAN_API_URL is '{api_url}'; it is an https:// URL")),
+        }
+        if here(public_url) && !here(&api_url) {
+            problems.push(format!(
+                "DIGITALOCEAN_TOKEN makes machines that report to SEEDPLANE_PUBLIC_URL when they are ready, and nobody else \
+                 reaches {public_url}: set it to the URL that this installation has on the internet"
+            ));
+        }
+        let image = image.unwrap_or_else(|| "debian-12-x64".to_owned());
+        Some(DigitalOceanSettings { token: SecretString::from(token), api_url, image })
     }
 
     fn vault(
@@ -572,7 +634,9 @@ mod tests {
             ("COINPAYPORTAL_API_KEY", "key"),
             ("MAIL_FROM", "nobody"),
             ("VAULT_ADDR", "https://vault.internal"),
-            ("DIGITALOCEAN_TOKEN", "dop_v1_0"),
+            ("DIGITALOCEAN_TOKEN", "dop_v1_0 "),
+            ("DIGITALOCEAN_TOKENS", "x"),
+            ("SEEDPLANE_NODE_DOMAIN", "boxes"),
         ])
         .unwrap_err();
         for said in [
@@ -581,11 +645,26 @@ mod tests {
             "not a live key",
             "MAIL_FROM",
             "VAULT_ADDR is set without VAULT_TOKEN",
-            "DIGITALOCEAN_TOKEN is not supported by this version",
+            "DIGITALOCEAN_TOKEN has characters",
+            "DIGITALOCEAN_TOKENS is no setting",
+            "SEEDPLANE_NODE_DOMAIN is 'boxes'",
         ] {
             assert!(problems.iter().any(|problem| problem.contains(said)), "{said}: {problems:?}");
         }
         assert!(problems.iter().all(|problem| !problem.contains("dop_v1_0")), "no secret is repeated");
+    }
+
+    #[test]
+    fn machines_elsewhere_need_a_way_back() {
+        let local = [("SEEDPLANE_PRODUCTION", ""), ("SEEDPLANE_PUBLIC_URL", ""), ("DIGITALOCEAN_TOKEN", "dop_v1_0")];
+        let problems = live_but(&local).unwrap_err();
+        assert!(
+            problems.iter().any(|problem| problem.contains("nobody else reaches http://127.0.0.1:8080")),
+            "{problems:?}"
+        );
+        assert!(live_but(&[("DIGITALOCEAN_TOKEN", "dop_v1_0")]).is_ok());
+        let alone = live_but(&[("DIGITALOCEAN_API_URL", "https://api.digitalocean.com")]).unwrap_err();
+        assert!(alone.iter().any(|problem| problem.contains("without DIGITALOCEAN_TOKEN")), "{alone:?}");
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub mod orders; // where money meets boxes
 
 pub mod app; // what everything shares
 pub mod byos; // customers' own servers: keys, connections, what is asked of them
+pub mod nodes; // the nodes on machines elsewhere: keys, reports, the way to them
 pub mod workers; // the background
 
 pub mod api; // JSON

@@ -55,14 +55,15 @@ impl Modify for Bearer {
     }
 }
 
-/// Lists the header on every POST that takes it. The trial's clock and webhooks take none: a webhook has its own ids.
+/// Lists the header on every POST that takes it. The trial's clock, webhooks and nodes take none: a webhook has
+/// its own ids, and a node its token.
 struct Keyed;
 
 impl Modify for Keyed {
     fn modify(&self, description: &mut utoipa::openapi::OpenApi) {
         for operation in description.paths.paths.values_mut().filter_map(|path| path.post.as_mut()) {
             let tags = operation.tags.iter().flatten();
-            let keyed = !tags.into_iter().any(|tag| tag == "trial" || tag == "webhooks");
+            let keyed = !tags.into_iter().any(|tag| tag == "trial" || tag == "webhooks" || tag == "nodes");
             let parameters = operation.parameters.get_or_insert_default();
             parameters
                 .retain(|parameter| !matches!(parameter, RefOr::T(parameter) if parameter.name == "Idempotency-Key"));
@@ -92,6 +93,7 @@ impl Modify for Keyed {
 /// | `/api/auth/*`, `/api/seedbox/*`, `/api/billing/*`, `/api/byos/*` | a signed-in person, for their own things; others' are 404 |
 /// | `/api/operator/*` | operators; 404 for others |
 /// | `/api/webhooks/*` | whoever can sign |
+/// | `/api/nodes/{id}/ready` | the node that has the token, once |
 /// | `/link/{token}` | whoever has the link, once |
 /// | `/api/trial/*`, `/trial/inbox`, `/sandbox/*` | everybody, in the trial only |
 pub fn router(app: App, sandbox: Option<Router>) -> Router {
@@ -105,8 +107,10 @@ pub fn router(app: App, sandbox: Option<Router>) -> Router {
     if app.trial {
         described = described.merge(api::trial::routes());
     }
-    let described =
-        described.layer(middleware::from_fn_with_state(app.clone(), idempotency::layer)).merge(api::webhooks::routes());
+    let described = described
+        .layer(middleware::from_fn_with_state(app.clone(), idempotency::layer))
+        .merge(api::webhooks::routes())
+        .merge(api::nodes::routes());
     let (routes, mut description) = described.split_for_parts();
     Keyed.modify(&mut description);
 

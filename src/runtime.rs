@@ -12,6 +12,7 @@ use anyhow::Context;
 use secrecy::{ExposeSecret, SecretString};
 use seedplane_provisioning::{
     ProvisioningProvider,
+    digitalocean::{self, DigitalOcean},
     local::{LocalConfig, LocalProvider},
 };
 use seedplane_simulators::coinpayportal::{self as sandbox, CoinPayPortal as Sandbox};
@@ -31,6 +32,7 @@ use crate::{
     ids::PlanId,
     listener,
     mailer::{InboxMailer, Mailer, SmtpMailer},
+    nodes::{self, Nodes, SshChannel},
     payments::{
         PaymentGateway,
         coinpayportal::{self as gateway, CoinPayPortal},
@@ -284,6 +286,25 @@ impl Runtime {
             let provider = Arc::new(LocalProvider::new(LocalConfig::new(settings.data_dir.join("boxes")))?);
             providers.insert("local", Arc::clone(&provider) as _);
             local = Some(provider);
+        }
+        if let Some(ocean) = &settings.digitalocean {
+            let nodes = Nodes {
+                pool: pool.clone(),
+                secrets: Arc::clone(&secrets),
+                clock: clock.clone(),
+                public_url: settings.public_url.clone(),
+                domain: settings.node_domain.clone(),
+                channel: Arc::new(SshChannel { port: 22, allow_private: false }),
+            };
+            let provider = DigitalOcean::new(
+                digitalocean::Settings {
+                    api_url: ocean.api_url.clone(),
+                    image: ocean.image.clone(),
+                    ..digitalocean::Settings::new(ocean.token.clone(), &nodes::fleet(&pool).await?)
+                },
+                Arc::new(nodes),
+            )?;
+            providers.insert(digitalocean::DIGITALOCEAN, Arc::new(provider));
         }
         let app = App {
             pool,

@@ -5,6 +5,7 @@ pub mod billing;
 pub mod byos;
 pub mod error;
 pub mod idempotency;
+pub mod nodes;
 pub mod operator;
 pub mod seedbox;
 pub mod trial;

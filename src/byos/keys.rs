@@ -60,7 +60,7 @@ pub async fn make(store: &dyn SecretStore, connection: ConnectionId, number: i32
 }
 
 /// Makes the pair whose private half is at `path`, or finds it.
-pub(super) async fn make_at(store: &dyn SecretStore, path: &SecretPath) -> Result<KeyReference, KeyError> {
+pub(crate) async fn make_at(store: &dyn SecretStore, path: &SecretPath) -> Result<KeyReference, KeyError> {
     let fresh = {
         let key = PrivateKey::random(&mut rand::rng(), Algorithm::Ed25519).map_err(|_| KeyError::Unreadable)?;
         let text = key.to_openssh(LineEnding::LF).map_err(|_| KeyError::Unreadable)?;

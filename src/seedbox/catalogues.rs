@@ -110,6 +110,14 @@ pub async fn find(executor: impl PgExecutor<'_>, provider: &str) -> sqlx::Result
     Ok(row.map(Into::into))
 }
 
+/// What a provider offered when that was read last.
+///
+/// # Errors
+/// Those of the database.
+pub async fn offered(executor: impl PgExecutor<'_>, provider: &str) -> sqlx::Result<Option<Capabilities>> {
+    Ok(find(executor, provider).await?.and_then(|known| known.capabilities))
+}
+
 /// What is known of every provider that was ever looked at, by name.
 ///
 /// # Errors

@@ -29,6 +29,9 @@ pub struct Attempt {
     pub requested_at: Time,
     pub started_at: Option<Time>,
     pub finished_at: Option<Time>,
+    pub asked_at: Option<Time>,
+    pub outcome_unknown: bool,
+    pub facts: serde_json::Value,
 }
 
 impl Attempt {
@@ -135,6 +138,76 @@ pub async fn begin_try(executor: impl PgExecutor<'_>, id: AttemptId, at: Time) -
          where id = $1 returning tries",
         id.0,
         at,
+    )
+    .fetch_one(executor)
+    .await
+}
+
+/// Writes down, before the provider hears of it, that it is asked to make a machine: so that whoever comes after a crash knows
+/// that there may be one. `at` is by the system's clock.
+///
+/// # Errors
+/// Those of the database.
+pub async fn note_asking(executor: impl PgExecutor<'_>, id: AttemptId, at: Time) -> sqlx::Result<()> {
+    sqlx::query!("update provision_attempts set asked_at = $2, outcome_unknown = true where id = $1", id.0, at)
+        .execute(executor)
+        .await?;
+    Ok(())
+}
+
+/// Writes down what is known after the provider was asked to make a machine.
+///
+/// # Errors
+/// Those of the database.
+pub async fn note_asked(
+    executor: impl PgExecutor<'_>,
+    id: AttemptId,
+    asked_at: Option<Time>,
+    outcome_unknown: bool,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update provision_attempts set asked_at = $2, outcome_unknown = $3 where id = $1",
+        id.0,
+        asked_at,
+        outcome_unknown,
+    )
+    .execute(executor)
+    .await?;
+    Ok(())
+}
+
+/// When a provider was last asked to make the machine of a resource, by the system's clock.
+///
+/// # Errors
+/// Those of the database.
+pub async fn last_asked(executor: impl PgExecutor<'_>, resource: ResourceId) -> sqlx::Result<Option<Time>> {
+    sqlx::query_scalar!(
+        "select max(asked_at) from provision_attempts where resource_id = $1 and operation = 'create'",
+        resource.0
+    )
+    .fetch_one(executor)
+    .await
+}
+
+/// Keeps what was done and seen of a wipe, for the certificate; all of it so far. What is said again and again is kept once.
+///
+/// # Errors
+/// Those of the database.
+pub async fn add_facts(
+    executor: impl PgExecutor<'_>,
+    id: AttemptId,
+    facts: &serde_json::Value,
+) -> sqlx::Result<serde_json::Value> {
+    sqlx::query_scalar!(
+        "update provision_attempts a
+         set facts = a.facts || coalesce((
+             select jsonb_agg(new order by n) from jsonb_array_elements($2) with ordinality as listed (new, n)
+             where not exists (select from jsonb_array_elements(a.facts) old where old ->> 'fact' = new ->> 'fact')
+               and jsonb_array_length(a.facts) + n <= 500
+         ), '[]')
+         where id = $1 returning facts",
+        id.0,
+        facts,
     )
     .fetch_one(executor)
     .await

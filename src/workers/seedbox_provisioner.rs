@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use secrecy::SecretString;
 use seedplane_provisioning::{Error as ProviderError, ProvisioningProvider, ResourceRef, node};
 use serde_json::json;
@@ -22,7 +23,7 @@ use crate::{
     money::Usd,
     secrets::SecretPath,
     seedbox::{
-        Operation, Resource, Status, SuspendReason,
+        Operation, Resource, Status, SuspendReason, catalogues,
         operations::{self, Attempt, Outcome},
         plans, repository,
     },
@@ -160,6 +161,20 @@ impl Step<'_> {
         }
         tx.commit().await?;
         Ok(Next::Done)
+    }
+
+    /// How long a new machine of this provider may take to answer: ten minutes where that was never read.
+    async fn ready_within(&self) -> Result<SignedDuration, StepError> {
+        let known = catalogues::offered(&self.app.pool, self.provider.name()).await?;
+        Ok(SignedDuration::from_secs(known.map_or(600, |known| known.ready_within_seconds.into())))
+    }
+
+    /// Whether a machine that was asked for then, by the system's clock, would be seen by now.
+    async fn is_settled(&self, asked_at: Option<Time>) -> Result<bool, StepError> {
+        let Some(asked_at) = asked_at else { return Ok(true) };
+        let known = catalogues::offered(&self.app.pool, self.provider.name()).await?;
+        let settles = SignedDuration::from_secs(known.map_or(0, |known| known.settles_within_seconds.into()));
+        Ok(Timestamp::now().duration_since(asked_at.0) >= settles)
     }
 
     fn secret_path(&self) -> SecretPath {

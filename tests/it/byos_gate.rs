@@ -277,6 +277,7 @@ fn gate_does_every_action_of_its_manifest_in_every_shell() {
                     " caddy".to_owned()
                 }
                 Argument::Ed25519Key => format!(" {}", second.public),
+                Argument::PasswordHash => unreachable!("an action of nodes only"),
             };
             let answer = master.send(site, format!("{} {}{argument}", Uuid::new_v4(), action.name));
             // Nothing that has a torrent client's name runs on the stand-in.

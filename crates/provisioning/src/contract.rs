@@ -122,9 +122,19 @@ impl<P: Probe> Run<'_, P> {
         let (a, b) = tokio::join!(self.create(&spec), self.create(&spec));
         let c = self.create(&spec).await;
         assert!(a == b && b == c, "the same machine each time");
-        assert_eq!(self.twins(spec.resource_id).await, 1, "never a twin");
-        let found = insist("find", || self.provider.find(spec.resource_id)).await;
-        assert_eq!(found, Some(a.clone()), "it is found by our id");
+        // It may be listed late; two of it may never be.
+        let started = Instant::now();
+        loop {
+            let twins = self.twins(spec.resource_id).await;
+            let found = insist("find", || self.provider.find(spec.resource_id)).await;
+            assert!(twins <= 1, "never a twin");
+            if twins == 1 && found.is_some() {
+                assert_eq!(found, Some(a.clone()), "it is found by our id");
+                break;
+            }
+            assert!(started.elapsed() < PATIENCE, "it is never listed");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         self.end(&a).await;
     }
 

@@ -14,6 +14,7 @@ use uuid::Uuid;
 pub mod chaos;
 #[cfg(any(test, feature = "contract"))]
 pub mod contract;
+pub mod digitalocean;
 pub mod local;
 pub mod memory;
 pub mod node;

@@ -2,5 +2,6 @@
 //! and the trial mode. Nothing here moves real money or rents a real machine.
 
 pub mod coinpayportal;
+pub mod digitalocean;
 pub mod server;
 pub mod vault;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use jiff::SignedDuration;
+use jiff::Timestamp;
 use seedplane_provisioning::{Credentials, Error as ProviderError, MachineSpec, MachineState, ResourceRef};
 use serde_json::json;
 use sqlx::PgConnection;
@@ -27,9 +27,6 @@ use crate::{
         plans, repository,
     },
 };
-
-/// A box that does not answer after this long counts as failed to be made.
-const CREATE_DEADLINE: SignedDuration = SignedDuration::from_mins(10);
 
 impl Step<'_> {
     fn order_reserve(&self) -> Option<Reserve> {
@@ -63,16 +60,29 @@ impl Step<'_> {
                 None => None,
             };
             let (size, region) = plan.map(|plan| (plan.size, plan.region)).unwrap_or_default();
+            let (asked_at, unknown) = (self.attempt.asked_at, self.attempt.outcome_unknown);
             let spec = MachineSpec {
                 resource_id: self.resource.id.0,
                 size,
                 region,
                 credentials: Credentials { username: self.login_name(), password: self.password().await? },
-                maybe_made_at: None,
+                maybe_made_at: asked_at.filter(|_| unknown).map(|at| at.0),
             };
-            match self.provider.create(&spec).await {
+            // As long as one may come to light the provider asks for none, and that time is not begun anew.
+            if !unknown || self.is_settled(asked_at).await? {
+                operations::note_asking(&self.app.pool, self.attempt.id, Time(Timestamp::now())).await?;
+            }
+            let made = self.provider.create(&spec).await;
+            if let Err(error) = &made
+                && !matches!(error, ProviderError::Unknown(_))
+            {
+                operations::note_asked(&self.app.pool, self.attempt.id, asked_at, unknown).await?;
+            }
+            match made {
                 Ok(machine) => {
                     let mut tx = self.app.pool.begin().await?;
+                    let asked_at = operations::last_asked(&mut *tx, self.resource.id).await?;
+                    operations::note_asked(&mut *tx, self.attempt.id, asked_at, false).await?;
                     repository::set_resource_ref_in(&mut tx, &mut self.resource, &machine.resource_ref.0).await?;
                     let after = Some(json!({ "resource_ref": machine.resource_ref.0, "try": tries }));
                     let event = Event {
@@ -90,9 +100,10 @@ impl Step<'_> {
                         let name = self.provider.name();
                         catalogues::note_failure(&self.app.pool, name, &error, true, self.app.now()).await?;
                     }
-                    let hopeless =
-                        matches!(error, ProviderError::Refused { .. } | ProviderError::Auth(_)) || tries >= MAX_TRIES;
-                    if hopeless {
+                    let refused = matches!(error, ProviderError::Refused { .. } | ProviderError::Auth(_));
+                    // What may take long is tried for as long as it may take.
+                    let waited = self.app.now().duration_since(self.resource.status_since.0);
+                    if refused || (tries >= MAX_TRIES && waited >= self.ready_within().await?) {
                         return self.create_failed(&error.to_string()).await;
                     }
                     operations::note_error(&self.app.pool, self.attempt.id, &error.to_string()).await?;
@@ -102,30 +113,39 @@ impl Step<'_> {
         }
 
         let resource_ref = ResourceRef(self.resource.resource_ref.clone().expect("set just above"));
-        match self.provider.status(&resource_ref).await {
-            Ok(status) if status.state == MachineState::Running => self.activate(status.web_url.as_deref()).await,
-            Ok(status) => {
-                let waited = self.app.now().duration_since(self.resource.status_since.0);
-                if status.state == MachineState::Gone || waited > CREATE_DEADLINE {
-                    let why = format!(
-                        "the machine did not come up in {} minutes (it is {:?})",
-                        waited.as_mins(),
-                        status.state
-                    );
-                    return self.create_failed(&why).await;
-                }
-                // Asked often at first, when a local box is about to answer, and seldom later.
-                let wait = if waited.as_secs() < 5 { 100 } else { 2000 };
-                Ok(Next::Again(Duration::from_millis(wait)))
-            }
+        let waited = self.app.now().duration_since(self.resource.status_since.0);
+        let late = waited > self.ready_within().await?;
+        let pause = catalogues::offered(&self.app.pool, self.provider.name())
+            .await?
+            .map_or(2, |known| known.look_every_seconds);
+        let status = match self.provider.status(&resource_ref).await {
+            Ok(status) => status,
             Err(error) => {
                 operations::note_error(&self.app.pool, self.attempt.id, &error.to_string()).await?;
-                if self.app.now().duration_since(self.resource.status_since.0) > CREATE_DEADLINE {
+                if late {
                     return self.create_failed(&error.to_string()).await;
                 }
-                Ok(Next::Again(Duration::from_secs(2)))
+                return Ok(Next::Again(Duration::from_secs(pause.into())));
             }
+        };
+        match status.state {
+            MachineState::Running => return self.activate(status.web_url.as_deref()).await,
+            MachineState::Failed(why) => return self.create_failed(&why).await,
+            MachineState::Gone => {
+                let asked_at = operations::last_asked(&self.app.pool, self.resource.id).await?;
+                if self.is_settled(asked_at).await? {
+                    return self.create_failed("the provider no longer has the machine: it could not be placed").await;
+                }
+            }
+            _ => {}
         }
+        if late {
+            let why = format!("the machine did not come up in {} minutes (it is {:?})", waited.as_mins(), status.state);
+            return self.create_failed(&why).await;
+        }
+        // Asked often at first, when a local box is about to answer, and seldom later.
+        let wait = if pause <= 2 && waited.as_secs() < 5 { 100 } else { u64::from(pause) * 1000 };
+        Ok(Next::Again(Duration::from_millis(wait)))
     }
 
     async fn activate(mut self, web_url: Option<&str>) -> Result<Next, StepError> {

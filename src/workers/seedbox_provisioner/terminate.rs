@@ -1,5 +1,7 @@
 //! The end of a box: what it does to money, the wipe, the certificate.
 
+use std::time::Duration;
+
 use seedplane_provisioning::{Error as ProviderError, Termination};
 use serde_json::json;
 use sqlx::PgConnection;
@@ -76,18 +78,34 @@ impl Step<'_> {
         }
 
         let tries = operations::begin_try(&self.app.pool, self.attempt.id, self.app.now()).await?;
-        let facts = match self.resource_ref().await {
+        // A machine that was asked for a moment ago may be there and not to be seen yet.
+        let asked_at = operations::last_asked(&self.app.pool, self.resource.id).await?;
+        let settled = self.is_settled(asked_at).await?;
+        let (facts, wait) = match self.resource_ref().await {
             Ok(None) => {
-                json!([{ "fact": "there is no machine with this box's tag at the provider", "at": self.app.now() }])
+                let fact = "there is no machine with this box's tag at the provider";
+                (json!([{ "fact": fact, "at": self.app.now() }]), None)
             }
             Ok(Some(resource_ref)) => match self.provider.terminate(&resource_ref).await {
-                Ok(Termination::Gone(facts)) => in_our_time(json!(facts), self.app.clock.offset()),
-                Ok(Termination::InProgress { retry_after, .. }) => return Ok(Next::Again(retry_after)),
+                Ok(Termination::Gone(facts)) => (in_our_time(json!(facts), self.app.clock.offset()), None),
+                Ok(Termination::InProgress { retry_after, facts }) => {
+                    (in_our_time(json!(facts), self.app.clock.offset()), Some(retry_after))
+                }
                 Err(error) => return self.wipe_error(tries, &error).await,
             },
             Err(error) => return self.wipe_error(tries, &error).await,
         };
-        self.terminated(facts).await
+        match wait {
+            None if !settled => Ok(Next::Again(Duration::from_secs(5))),
+            None => {
+                let facts = operations::add_facts(&self.app.pool, self.attempt.id, &facts).await?;
+                self.terminated(facts).await
+            }
+            Some(wait) => {
+                operations::add_facts(&self.app.pool, self.attempt.id, &facts).await?;
+                Ok(Next::Again(wait))
+            }
+        }
     }
 
     /// A wipe is never given up: it costs money and holds somebody's data for as long as it is not done.

@@ -334,6 +334,7 @@ impl Inner {
                 torrent_port: file.torrent_port,
                 max_connections: size.max_connections,
                 discovery: false,
+                proxied: false,
             };
             let text = qbittorrent::render(&configuration, &spec.credentials);
             process::write_atomically(&self.config_path(id), text.as_bytes(), 0o600)?;

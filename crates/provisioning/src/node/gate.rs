@@ -59,6 +59,8 @@ pub enum Argument {
     OneOf(Vec<String>),
     /// The base64 body of an Ed25519 public key.
     Ed25519Key,
+    /// The salt and the key of a password's hash, both in base64, with a dot between them.
+    PasswordHash,
 }
 
 /// One line that an action runs.
@@ -111,6 +113,7 @@ pub fn is_valid_argument(action: &Action, argument: Option<&str>) -> bool {
         (Argument::None, None) => true,
         (Argument::OneOf(words), Some(argument)) => words.iter().any(|word| word == argument),
         (Argument::Ed25519Key, Some(argument)) => is_ed25519_key(argument),
+        (Argument::PasswordHash, Some(argument)) => is_password_hash(argument),
         _ => false,
     }
 }
@@ -120,6 +123,15 @@ pub fn is_ed25519_key(text: &str) -> bool {
     text.len() == ED25519_LENGTH
         && text.starts_with(ED25519_START)
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'+' || byte == b'/')
+}
+
+/// Whether this is a password's hash as [`Argument::PasswordHash`] has it.
+fn is_password_hash(text: &str) -> bool {
+    let base64 = |part: &str, length: usize| {
+        let body = part.strip_suffix("==").unwrap_or_default();
+        body.len() + 2 == length && body.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'+' || b == b'/')
+    };
+    text.split_once('.').is_some_and(|(salt, key)| base64(salt, 24) && base64(key, 88))
 }
 
 /// Reads a manifest as the gate does.
@@ -169,6 +181,7 @@ pub fn parse_manifest(text: &str) -> Result<Vec<Action>, ManifestError> {
                 return Err(wrong("an action has one line of arguments, before what it does"));
             }
             "argument" if rest == "ed25519-key" => action.argument = Argument::Ed25519Key,
+            "argument" if rest == "password-hash" => action.argument = Argument::PasswordHash,
             "argument" => action.argument = Argument::OneOf(rest.split(' ').map(str::to_owned).collect()),
             "run" => action.commands.push(Command { alternatives: vec![rest.to_owned()] }),
             "or" => match action.commands.last_mut() {

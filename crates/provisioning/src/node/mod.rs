@@ -6,8 +6,10 @@ use secrecy::SecretString;
 
 pub mod access;
 pub mod gate;
+pub mod image;
 pub mod qbittorrent;
 pub mod torrent;
+pub mod user_data;
 
 /// Letters and digits that cannot be taken for one another when read aloud or copied by hand.
 const ALPHABET: &[u8] = b"ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz23456789";

@@ -19,6 +19,16 @@ pub fn password_hash(password: &SecretString) -> String {
     format!("\"@ByteArray({}:{})\"", BASE64_STANDARD.encode(salt), BASE64_STANDARD.encode(key))
 }
 
+/// Whether a value of `WebUI\Password_PBKDF2` is that of this password.
+pub fn password_matches(hash: &str, password: &SecretString) -> bool {
+    let body = hash.trim().strip_prefix("\"@ByteArray(").and_then(|rest| rest.strip_suffix(")\""));
+    let Some((salt, key)) = body.and_then(|body| body.split_once(':')) else { return false };
+    let (Ok(salt), Ok(expected)) = (BASE64_STANDARD.decode(salt), BASE64_STANDARD.decode(key)) else { return false };
+    let mut key = [0_u8; 64];
+    pbkdf2::pbkdf2_hmac::<Sha512>(password.expose_secret().as_bytes(), &salt, PBKDF2_ROUNDS, &mut key);
+    key[..] == expected[..]
+}
+
 /// What differs between boxes in the configuration.
 #[derive(Debug, Clone)]
 pub struct Configuration<'a> {
@@ -34,11 +44,18 @@ pub struct Configuration<'a> {
     pub max_connections: u32,
     /// Whether to look for peers by DHT, peer exchange and on the local network.
     pub discovery: bool,
+    /// Whether a proxy on the same machine stands before its web interface. What the client counts against an address is
+    /// then counted against the one that the proxy names, or one stranger's failed logins would lock everybody out.
+    pub proxied: bool,
 }
 
 /// The configuration file. It has to be written while the client is stopped: a running one overwrites it when it exits.
 pub fn render(configuration: &Configuration<'_>, credentials: &Credentials) -> String {
-    let Configuration { data, address, web_port, torrent_port, max_connections, discovery } = configuration;
+    let Configuration { data, address, web_port, torrent_port, max_connections, discovery, proxied } = configuration;
+    let proxy = match proxied {
+        true => "WebUI\\ReverseProxySupportEnabled=true\nWebUI\\TrustedReverseProxiesList=127.0.0.1\n",
+        false => "",
+    };
     let hash = password_hash(&credentials.password);
     let username = &credentials.username;
     format!(
@@ -49,7 +66,7 @@ pub fn render(configuration: &Configuration<'_>, credentials: &Credentials) -> S
          [Preferences]\nWebUI\\Enabled=true\nWebUI\\Address={address}\nWebUI\\Port={web_port}\n{USERNAME}{username}\n{PASSWORD}{hash}\n\
          WebUI\\LocalHostAuth=true\nWebUI\\UseUPnP=false\nWebUI\\CSRFProtection=true\nWebUI\\ClickjackingProtection=true\n\
          WebUI\\HostHeaderValidation=true\nWebUI\\ServerDomains=\"{address};localhost\"\nWebUI\\MaxAuthenticationFailCount=20\n\
-         WebUI\\BanDuration=60\nWebUI\\SessionTimeout=3600\n"
+         WebUI\\BanDuration=60\nWebUI\\SessionTimeout=3600\n{proxy}"
     )
 }
 
@@ -248,6 +265,7 @@ mod tests {
             torrent_port: 20_001,
             max_connections: 500,
             discovery: false,
+            proxied: false,
         };
         let text = render(&configuration, &credentials("correct horse battery"));
         assert!(!text.contains("correct horse"));

@@ -64,6 +64,13 @@ is_ed25519_key() { # <word>
     return 1
 }
 
+# A salt of 16 bytes and a key of 64, both in base64, with a dot between them.
+is_password_hash() { # <word>
+    [ ${#1} -eq 113 ] || return 1
+    case $1 in *[!A-Za-z0-9+/=.]* | *.*.*) return 1 ;; ??????????????????????==.*==) return 0 ;; esac
+    return 1
+}
+
 is_among() { # <word> <word>...
     wanted=$1
     shift
@@ -98,6 +105,8 @@ check() { # <what was asked for>
         [ $# -eq 3 ] || refuse 'this action takes an argument'
         if [ "$takes" = ed25519-key ]; then
             is_ed25519_key "$3" || refuse 'the argument is not the public key of an Ed25519 pair'
+        elif [ "$takes" = password-hash ]; then
+            is_password_hash "$3" || refuse 'the argument is not the hash of a password'
         else
             # shellcheck disable=SC2086 # a list of words
             is_among "$3" $takes || refuse 'the manifest does not list this argument'

@@ -1,0 +1,136 @@
+//! The node: what we put on a machine of a provider elsewhere, as files, and the words by which it is asked to do something.
+//!
+//! The same gate as on customers' own servers ([`gate`]) stands before a manifest of the node's own, which
+//! leads to one script that runs as root. What the files are for stands in each of them; [`user_data`](super::user_data) puts
+//! them together.
+
+use std::{fmt::Write as _, sync::LazyLock};
+
+use secrecy::SecretString;
+
+use super::{
+    gate::{self, Action, Argument},
+    qbittorrent,
+};
+
+/// What the gate on a node does.
+pub const MANIFEST: &str = include_str!("image/manifest.txt");
+
+/// The script behind it, which runs as root.
+pub const NODE: &str = include_str!("image/node.sh");
+
+/// What sets the machine up.
+pub(super) const INSTALL: &str = include_str!("image/install.sh");
+
+/// What reports that it is set up.
+pub(super) const READY: &str = include_str!("image/ready.sh");
+
+/// The firewall, with a placeholder for the torrent port.
+pub(super) const FIREWALL: &str = include_str!("image/nftables.conf");
+
+/// The client's unit.
+pub(super) const UNIT: &str = include_str!("image/seedbox.service");
+
+/// The frame of the user-data, with placeholders.
+pub(super) const USER_DATA: &str = include_str!("image/user-data.yaml");
+
+/// Says how the box is, in lines `<name> <value>`: `suspended` (`no`, `service`, `everything`), `client`, `answers` (`yes`,
+/// `no`), `disk_total_bytes`, `disk_free_bytes`, and `wiped yes` after a [`WIPE`].
+pub const STATUS: &str = "status";
+
+/// Says what the box uses: `rx_bytes_since_boot`, `tx_bytes_since_boot`, `uptime_seconds`, `load`, `data_bytes`.
+pub const USAGE: &str = "usage";
+
+/// Stops the client, so that a restart of the machine does not start it: with [`SUSPEND_SERVICE`] or [`SUSPEND_EVERYTHING`].
+pub const SUSPEND: &str = "suspend";
+
+/// The proxy answers 503.
+pub const SUSPEND_SERVICE: &str = "service";
+
+/// The ports of the proxy and of the client are closed, too.
+pub const SUSPEND_EVERYTHING: &str = "everything";
+
+/// Undoes [`SUSPEND`]; answered once the client answers.
+pub const RESUME: &str = "resume";
+
+/// Gives the client the password of [`password_hash_argument`] and ends its sessions; answered once the client answers.
+pub const ROTATE: &str = "rotate";
+
+/// Deletes everything of the client and its owner, and says what; the client does not start again.
+pub const WIPE: &str = "wipe";
+
+/// What [`ROTATE`] exits with on a box that is suspended; it keeps its password then.
+pub const EXIT_SUSPENDED: u32 = 75;
+
+/// What a node's gate does: the actions of [`MANIFEST`], in its order.
+pub fn actions() -> &'static [Action] {
+    static ACTIONS: LazyLock<Vec<Action>> =
+        LazyLock::new(|| gate::parse_manifest(MANIFEST).expect("a test parses the manifest"));
+    &ACTIONS
+}
+
+/// A new salted hash of a password, as [`ROTATE`] takes it: the node never hears the password.
+pub fn password_hash_argument(password: &SecretString) -> String {
+    let hash = qbittorrent::password_hash(password);
+    hash.trim_start_matches("\"@ByteArray(").trim_end_matches(")\"").replace(':', ".")
+}
+
+/// The rules by which sudo lets the gate's user start exactly what the manifest lists.
+pub fn sudo_rules() -> String {
+    let mut rules = String::from("# All that the gate may start as root.\n");
+    for action in actions() {
+        for words in action.commands.iter().flat_map(|command| &command.alternatives) {
+            let Some(command) = words.strip_prefix("sudo -n ") else { continue };
+            let arguments = match &action.argument {
+                Argument::OneOf(arguments) => arguments.clone(),
+                // The script looks at it once more: sudo's patterns cannot say more than the gate has.
+                Argument::PasswordHash => vec!["*".to_owned()],
+                Argument::None | Argument::Ed25519Key => vec![String::new()],
+            };
+            for argument in arguments {
+                let command = command.replace("{}", &argument);
+                writeln!(rules, "{} ALL=(root) NOPASSWD: {command}", gate::USER).expect("a string takes everything");
+            }
+        }
+    }
+    rules
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_manifest_and_the_names_agree() {
+        let names: Vec<_> = actions().iter().map(|action| action.name.as_str()).collect();
+        for name in [STATUS, USAGE, SUSPEND, RESUME, ROTATE, WIPE] {
+            assert!(names.contains(&name), "{name}");
+        }
+        let action = |name: &str| actions().iter().find(|action| action.name == name).unwrap();
+        for word in [SUSPEND_SERVICE, SUSPEND_EVERYTHING] {
+            assert!(gate::is_valid_argument(action(SUSPEND), Some(word)));
+        }
+        let hash = password_hash_argument(&SecretString::from("correct horse"));
+        assert!(gate::is_valid_argument(action(ROTATE), Some(&hash)));
+        for wrong in ["", ".", &hash[1..], &hash.replace('.', ":"), &hash.replace('.', " "), &format!("{hash}=")] {
+            assert!(!gate::is_valid_argument(action(ROTATE), Some(wrong)), "{wrong}");
+        }
+        // A request is `<uuid> rotate <hash>`.
+        assert!(36 + 1 + ROTATE.len() + 1 + hash.len() <= gate::MOST_REQUEST_BYTES);
+    }
+
+    #[test]
+    fn sudo_lets_the_gate_start_what_the_manifest_lists() {
+        let expected = "\
+# All that the gate may start as root.
+seedbox-mgr ALL=(root) NOPASSWD: /usr/local/lib/seedplane/node status
+seedbox-mgr ALL=(root) NOPASSWD: /usr/local/lib/seedplane/node usage
+seedbox-mgr ALL=(root) NOPASSWD: /usr/local/lib/seedplane/node suspend service
+seedbox-mgr ALL=(root) NOPASSWD: /usr/local/lib/seedplane/node suspend everything
+seedbox-mgr ALL=(root) NOPASSWD: /usr/local/lib/seedplane/node resume
+seedbox-mgr ALL=(root) NOPASSWD: /usr/local/lib/seedplane/node rotate *
+seedbox-mgr ALL=(root) NOPASSWD: /usr/local/lib/seedplane/node wipe
+";
+        assert_eq!(sudo_rules(), expected);
+    }
+}

@@ -1,0 +1,136 @@
+#!/bin/sh
+# What the gate on this machine has done as root: one verb a call, each safe to repeat. How the box is meant to be stands in
+# files below /var/lib/seedplane/state, which the client's unit, the proxy and the firewall follow, also after a restart.
+set -fu
+PATH=/usr/sbin:/usr/bin:/sbin:/bin
+LC_ALL=C
+export PATH LC_ALL
+umask 022
+
+state=/var/lib/seedplane/state
+home=/srv/seedbox
+configuration=$home/profile/qBittorrent/config/qBittorrent.conf
+unit=seedbox.service
+web=http://127.0.0.1:8080/api/v2/app/version
+
+stop() { # <exit code> <why>
+    printf 'node: %s\n' "$2" >&2
+    exit "$1"
+}
+
+suspension() {
+    if [ -r "$state/suspended" ]; then cat "$state/suspended"; else echo no; fi
+}
+
+# The client answers everybody without a session with 403.
+answers() {
+    [ "$(curl -s -o /dev/null -m 5 -w '%{http_code}' "$web" 2>/dev/null)" = 403 ]
+}
+
+wait_until_it_answers() {
+    for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30; do
+        ! answers || return 0
+        sleep 1
+    done
+    return 1
+}
+
+# The ports that the state allows.
+apply_firewall() {
+    # shellcheck source=/dev/null
+    . /etc/seedplane/node.conf
+    nft flush set inet seedbox open || return 1
+    [ "$(suspension)" = everything ] || nft add element inet seedbox open "{ 80, 443, $TORRENT_PORT }"
+}
+
+write_state() { # <file> <content>
+    mkdir -p "$state" && printf '%s\n' "$2" >"$state/$1.new" && mv -f "$state/$1.new" "$state/$1"
+}
+
+status() {
+    echo 'seedbox-node 1'
+    printf 'suspended %s\n' "$(suspension)"
+    printf 'client %s\n' "$(systemctl is-active "$unit")"
+    if answers; then echo 'answers yes'; else echo 'answers no'; fi
+    df -B1 --output=size,avail "$home" | sed -n '2s/^ *\([0-9]*\) *\([0-9]*\)$/disk_total_bytes \1\ndisk_free_bytes \2/p'
+    [ ! -e "$state/wiped" ] || echo 'wiped yes'
+}
+
+usage() {
+    interface=$(ip -4 route show default | sed -n 's/.* dev \([^ ]*\).*/\1/p' | head -n 1)
+    for direction in rx tx; do
+        bytes=$(cat "/sys/class/net/${interface:-lo}/statistics/${direction}_bytes" 2>/dev/null)
+        printf '%s_bytes_since_boot %s\n' "$direction" "${bytes:-0}"
+    done
+    printf 'uptime_seconds %s\n' "$(cut -d. -f1 /proc/uptime)"
+    printf 'load %s\n' "$(cut -d' ' -f1-3 /proc/loadavg)"
+    du -sB1 "$home/data" 2>/dev/null | sed 's/^\([0-9]*\).*/data_bytes \1/'
+}
+
+suspend() { # service or everything
+    case $1 in service | everything) ;; *) stop 2 "there is no suspension '$1'" ;; esac
+    # The state first: from here on nothing starts the client, and the proxy shows that the box is suspended.
+    write_state suspended "$1" || stop 1 'the state cannot be written'
+    systemctl stop "$unit" || stop 1 'the client does not stop'
+    apply_firewall || stop 1 'the firewall does not follow'
+}
+
+resume() {
+    [ ! -e "$state/wiped" ] || stop 1 'the box is wiped'
+    rm -f "$state/suspended" || stop 1 'the state cannot be written'
+    apply_firewall || stop 1 'the firewall does not follow'
+    systemctl start "$unit" || stop 1 'the client does not start'
+    wait_until_it_answers || stop 1 'the client was started and does not answer'
+}
+
+rotate() { # <salt>.<key>, both in base64
+    salt=${1%.*} key=${1#*.}
+    { [ "${#salt}" -eq 24 ] && [ "${#key}" -eq 88 ]; } || stop 2 'that is no password hash'
+    case $salt$key in *[!A-Za-z0-9+/=]*) stop 2 'that is no password hash' ;; esac
+    # 75: the box is suspended and keeps its password.
+    [ ! -e "$state/suspended" ] || stop 75 'the box is suspended'
+    [ ! -e "$state/wiped" ] || stop 1 'the box is wiped'
+    # A client that runs writes its configuration anew when it ends, and sessions end with it only.
+    systemctl stop "$unit" || stop 1 'the client does not stop'
+    while IFS= read -r line; do
+        case $line in
+            'WebUI\Password_PBKDF2='*) continue ;;
+        esac
+        printf '%s\n' "$line"
+        if [ "$line" = '[Preferences]' ]; then
+            printf 'WebUI\\Password_PBKDF2="@ByteArray(%s:%s)"\n' "$salt" "$key"
+        fi
+    done <"$configuration" >"$configuration.new" || stop 1 'the configuration cannot be written'
+    { chown seedbox:seedbox "$configuration.new" && chmod 600 "$configuration.new" &&
+        mv -f "$configuration.new" "$configuration"; } || stop 1 'the configuration cannot be written'
+    systemctl start "$unit" || stop 1 'the client does not start'
+    wait_until_it_answers || stop 1 'the client has its new password and does not answer'
+}
+
+wipe() {
+    { write_state suspended everything && write_state wiped yes; } || stop 1 'the state cannot be written'
+    systemctl stop "$unit" || stop 1 'the client does not stop'
+    apply_firewall || echo 'the firewall did not follow'
+    files=$(find "$home/data" "$home/profile" -xdev -type f 2>/dev/null | wc -l)
+    bytes=$(du -sB1 "$home/data" "$home/profile" 2>/dev/null | awk '{ sum += $1 } END { print sum + 0 }')
+    set +f
+    rm -rf "$home/data" "$home/profile" "$home"/.[!.]* || stop 1 'not every file could be deleted'
+    set -f
+    printf '%s files (%s bytes) of the client and its owner deleted\n' "$files" "$bytes"
+    rm -f /etc/seedplane/qBittorrent.conf
+    journalctl --quiet --rotate >/dev/null 2>&1 && journalctl --quiet --vacuum-time=1s >/dev/null 2>&1 &&
+        echo 'the system journal emptied'
+    sync
+    if trimmed=$(fstrim -v "$home" 2>/dev/null); then
+        printf 'freed blocks given back to the disk: %s\n' "${trimmed#*: }"
+    else
+        echo 'freed blocks could not be given back to the disk'
+    fi
+}
+
+case $#:${1-} in
+    1:status | 1:usage | 1:resume | 1:wipe) "$1" ;;
+    1:apply) apply_firewall ;;
+    2:suspend | 2:rotate) "$1" "$2" ;;
+    *) stop 2 'usage: node status | usage | suspend service|everything | resume | rotate <hash> | wipe' ;;
+esac
