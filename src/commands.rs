@@ -1,4 +1,6 @@
-//! Commands given beside a service that say a lot: providers.
+//! Commands given beside a service that say a lot: providers, and what does not agree with them.
+
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
@@ -6,12 +8,16 @@ use crate::{
     accounts,
     api::{
         error::Problem,
-        operator::{ProviderView, forbid_torrents, permit_torrents, providers},
+        operator::{DriftReport, ProviderView, drift_report, forbid_torrents, permit_torrents, providers},
     },
     audit::events::{Actor, Cause},
     auth::checked_reason,
     runtime::Beside,
-    seedbox::catalogues::FailureKind,
+    seedbox::{
+        catalogues::{self, Catalogue, FailureKind},
+        drift::findings::Filter,
+    },
+    workers::reconciler,
 };
 
 /// Who does it, for the audit log.
@@ -140,4 +146,108 @@ fn describe(provider: &ProviderView) -> String {
         ));
     }
     lines.join("\n")
+}
+
+/// `seedplane drift`.
+#[derive(Debug, clap::Args)]
+pub struct DriftOptions {
+    /// At this provider alone
+    #[arg(long)]
+    provider: Option<String>,
+    /// Print it as JSON, as `GET /api/operator/drift` answers
+    #[arg(long)]
+    json: bool,
+    /// Have a worker look at every provider first
+    #[arg(long)]
+    now: bool,
+}
+
+/// How long `seedplane drift --now` waits for a worker.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Carries out `seedplane drift`; what to print, and whether nothing drifts (`Some(true)`), something does, or it cannot be known.
+///
+/// # Errors
+/// What was wrong, and what to do.
+pub async fn drift(app: &Beside, options: &DriftOptions) -> anyhow::Result<(String, Option<bool>)> {
+    if options.now {
+        look_now(app).await?;
+    }
+    let filter = Filter { provider: options.provider.as_deref(), ..Filter::default() };
+    let report = drift_report(&app.pool, app.now(), filter).await?;
+    let known =
+        !report.looks.is_empty() && report.looks.iter().all(|look| look.error.is_none() && look.compared_at.is_some());
+    let clean = if report.count > 0 { Some(false) } else { known.then_some(true) };
+    let text = if options.json { serde_json::to_string_pretty(&report)? } else { table(&report) };
+    Ok((text, clean))
+}
+
+/// Has a worker look at every provider, and waits until it has.
+async fn look_now(app: &Beside) -> anyhow::Result<()> {
+    let before = catalogues::all(&app.pool).await?;
+    reconciler::ask_for_look(&app.pool).await?;
+    let started = Instant::now();
+    let is_done = |now: &Catalogue| {
+        let Some(before) = before.iter().find(|before| before.provider == now.provider) else {
+            return now.compared_at.is_some();
+        };
+        let failed = now.failure.is_some() || now.billing_error.is_some();
+        now.compared_at != before.compared_at || (failed && (now.looked_at != before.looked_at || now.access_refused()))
+    };
+    loop {
+        let known = catalogues::all(&app.pool).await?;
+        if !known.is_empty() && known.iter().all(is_done) {
+            return Ok(());
+        }
+        anyhow::ensure!(
+            started.elapsed() < PATIENCE,
+            "no worker has looked in {} seconds. Start one (`seedplane work` or `seedplane up`), or ask without --now for what \
+             the last look found",
+            PATIENCE.as_secs()
+        );
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+}
+
+/// A report as a table, each finding with what to do.
+fn table(report: &DriftReport) -> String {
+    let mut lines = Vec::new();
+    for finding in &report.findings {
+        let cost = finding.monthly_cost_cents.map_or_else(
+            || "cost unknown".to_owned(),
+            |cents| format!("{} a month", crate::money::Usd::from_cents(cents)),
+        );
+        lines.push(format!(
+            "{:<24} {:<14} {cost:>18}  since {}",
+            finding.kind.as_str(),
+            finding.provider,
+            finding.since
+        ));
+        lines.push(format!("    {}", finding.detail));
+        lines.push(format!("    -> {}", finding.proposal));
+    }
+    if report.findings.len() < usize::try_from(report.count).unwrap_or(0) {
+        lines.push(format!("... and {} more, which cost less", report.count - report.findings.len() as i64));
+    }
+    let unknown = match report.without_cost {
+        0 => String::new(),
+        some => format!(", and {some} of unknown cost"),
+    };
+    lines.push(match report.count {
+        0 => "no drift was found".to_owned(),
+        count => format!("{count} found, together {} a month{unknown}", report.total_monthly_cost_cents),
+    });
+    if report.looks.is_empty() {
+        lines.push("NOTHING IS KNOWN: no provider was looked at yet".to_owned());
+    }
+    for look in &report.looks {
+        let age = match (look.compared_at, look.age_seconds) {
+            (Some(at), Some(seconds)) => format!("compared {seconds} seconds ago, at {at}"),
+            _ => "NEVER COMPARED".to_owned(),
+        };
+        let error = look.error.as_ref().map(|error| format!("; THE NEWEST LOOK FAILED: {error}")).unwrap_or_default();
+        lines.push(format!("{}: {age}{error}", look.provider));
+    }
+    // What others wrote, labels and errors, does not move the cursor.
+    lines.join("\n").chars().filter(|one| *one == '\n' || !one.is_control()).collect()
 }

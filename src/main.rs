@@ -15,7 +15,7 @@ use seedplane::{
     billing::reserves,
     byos::connections,
     clock::Time,
-    commands::{self, ProviderCommand, Who},
+    commands::{self, DriftOptions, ProviderCommand, Who},
     config::{Flags, Settings},
     demo,
     ids::{AttemptId, ConnectionId, ResourceId},
@@ -76,6 +76,8 @@ enum Command {
     /// Where boxes are made: what is offered there, and where torrents may be sold
     #[command(subcommand)]
     Provider(ProviderCommand),
+    /// What costs money for nothing, and what is lost: exits with 0 if nothing, with 1 if something, with 2 if that is not known
+    Drift(DriftOptions),
 }
 
 #[derive(Subcommand)]
@@ -269,6 +271,24 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             let done = commands::provider(&beside, command).await;
             beside.stop().await;
             say(&done?);
+        }
+        Command::Drift(options) => {
+            let looked = async {
+                let beside = Beside::find(&settings).await?;
+                let done = commands::drift(&beside, &options).await;
+                beside.stop().await;
+                done
+            };
+            match looked.await {
+                Ok((text, clean)) => {
+                    say(&text);
+                    return Ok(ExitCode::from(clean.map_or(2, |clean| u8::from(!clean))));
+                }
+                Err(error) => {
+                    eprintln!("seedplane: {error:#}");
+                    return Ok(ExitCode::from(2));
+                }
+            }
         }
         Command::Demo(_) => unreachable!("handled above"),
     }

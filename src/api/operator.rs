@@ -28,10 +28,12 @@ use crate::{
 };
 
 mod byos;
+mod drift;
 mod money;
 mod plans;
 mod providers;
 
+pub use drift::{DriftReport, ProviderLook, drift_report};
 pub use providers::{ProviderView, forbid_torrents, permit_torrents, providers};
 
 pub(crate) fn routes() -> OpenApiRouter<App> {
@@ -40,6 +42,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .merge(byos::routes())
         .merge(plans::routes())
         .merge(providers::routes())
+        .merge(drift::routes())
         .routes(routes!(alerts))
         .routes(routes!(resolve_alert))
         .routes(routes!(show_resource))

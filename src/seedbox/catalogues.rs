@@ -46,6 +46,10 @@ pub struct Catalogue {
     pub failure: Option<FailureKind>,
     /// In its own words.
     pub error: Option<String>,
+    /// When everything there was compared with our boxes last.
+    pub compared_at: Option<Time>,
+    /// Why what is billed could not be read at the newest look.
+    pub billing_error: Option<String>,
 }
 
 impl Catalogue {
@@ -68,6 +72,8 @@ struct Row {
     failing_since: Option<Time>,
     failure: Option<FailureKind>,
     error: Option<String>,
+    compared_at: Option<Time>,
+    billing_error: Option<String>,
 }
 
 impl From<Row> for Catalogue {
@@ -81,6 +87,8 @@ impl From<Row> for Catalogue {
             failing_since: row.failing_since,
             failure: row.failure,
             error: row.error,
+            compared_at: row.compared_at,
+            billing_error: row.billing_error,
         }
     }
 }
@@ -92,7 +100,8 @@ impl From<Row> for Catalogue {
 pub async fn find(executor: impl PgExecutor<'_>, provider: &str) -> sqlx::Result<Option<Catalogue>> {
     let row = sqlx::query_as!(
         Row,
-        r#"select provider, capabilities, read_at, looked_at, failing_since, error_kind as "failure: FailureKind", error
+        r#"select provider, capabilities, read_at, looked_at, failing_since, error_kind as "failure: FailureKind", error,
+               compared_at, billing_error
            from provider_catalogues where provider = $1"#,
         provider
     )
@@ -116,7 +125,8 @@ pub async fn offered(executor: impl PgExecutor<'_>, provider: &str) -> sqlx::Res
 pub async fn all(executor: impl PgExecutor<'_>) -> sqlx::Result<Vec<Catalogue>> {
     let rows = sqlx::query_as!(
         Row,
-        r#"select provider, capabilities, read_at, looked_at, failing_since, error_kind as "failure: FailureKind", error
+        r#"select provider, capabilities, read_at, looked_at, failing_since, error_kind as "failure: FailureKind", error,
+               compared_at, billing_error
            from provider_catalogues order by provider limit 100"#
     )
     .fetch_all(executor)

@@ -10,6 +10,7 @@ use crate::{
 };
 
 pub mod catalogues;
+pub mod drift;
 pub mod lifecycle;
 pub mod operations;
 pub mod permissions;

@@ -17,7 +17,7 @@ use super::StepError;
 
 mod providers;
 
-pub use providers::{compare_with, look_at_providers, look_at_start};
+pub use providers::{ask_for_look, compare_with, look_at_providers, look_at_start};
 
 /// A warning that has waited for so long is reported.
 const UNWARNED_AFTER: SignedDuration = SignedDuration::from_hours(2 * 24);

@@ -319,6 +319,61 @@ async fn an_operator_holds_suspends_and_ends_a_box_from_the_command_line() {
 }
 
 #[tokio::test]
+async fn providers_and_drift_are_shown_on_the_command_line() {
+    let mut trial = Trial::start("127.0.0.1:0");
+    let run = |arguments: &[&str]| command(&trial.data, arguments, "");
+    let listed = run(&["provider", "list"]);
+    assert!(listed.status.success(), "{}", said(&listed));
+    for words in ["local  answers", "0 active", "torrents: allowed", "50 GB"] {
+        assert!(said(&listed).contains(words), "{words}: {}", said(&listed));
+    }
+    let clean = run(&["drift", "--now"]);
+    assert_eq!(clean.status.code(), Some(0), "{}", said(&clean));
+    assert!(
+        said(&clean).contains("no drift was found") && said(&clean).contains("local: compared"),
+        "{}",
+        said(&clean)
+    );
+
+    // As an earlier look would have left it.
+    let url = seedplane::postgres::running_url(&trial.data).unwrap();
+    let owner = sqlx::PgPool::connect(&url).await.unwrap();
+    sqlx::query(
+        "insert into drift_findings (id, provider, kind, subject, resource_ref, monthly_cost_cents, detail, proposal, first_seen_at, last_seen_at)
+         values (gen_random_uuid(), 'local', 'unknown_upstream', 'machine:x', 'x', 1234, E'a box of \x1b[2J nobody', 'delete it', now(), now())",
+    )
+    .execute(&owner)
+    .await
+    .unwrap();
+    owner.close().await;
+    let drift = run(&["drift"]);
+    assert_eq!(drift.status.code(), Some(1), "{}", said(&drift));
+    for words in ["unknown_upstream", "-> delete it", "1 found, together $12.34 a month"] {
+        assert!(said(&drift).contains(words), "{words}: {}", said(&drift));
+    }
+    assert!(!drift.stdout.contains(&0x1b), "others' words do not move the cursor");
+    let json = run(&["drift", "--json", "--provider", "local"]);
+    let report: Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!((json.status.code(), &report["total_monthly_cost_cents"]), (Some(1), &json!(1234)));
+    assert_eq!(run(&["drift", "--now"]).status.code(), Some(0), "looked at again, it is not there");
+
+    let made = command(&trial.data, &["operator", "create", "o@example.org"], "a long enough password\n");
+    assert!(made.status.success(), "{}", said(&made));
+    let mark = |action: &str, reason: &str| {
+        run(&["provider", action, "local", "--reason", reason, "--operator", "o@example.org"])
+    };
+    let short = mark("permit", "yes");
+    assert!(short.status.code() == Some(1) && said(&short).contains("10 characters"), "{}", said(&short));
+    let permitted = mark("permit", "it is our own machine");
+    assert!(said(&permitted).contains("permitted everywhere: it is our own machine"), "{}", said(&permitted));
+    let forbidden = mark("forbid", "it was somebody else's");
+    assert!(forbidden.status.success() && !said(&forbidden).contains("permitted"), "{}", said(&forbidden));
+    trial.stop().await;
+    // Nobody works: what the last look found is shown, and a new one is not waited for in vain for ever.
+    assert_eq!(command(&trial.data, &["drift"], "").status.code(), Some(0));
+}
+
+#[tokio::test]
 async fn metrics_are_served_at_their_own_port_and_nowhere_else() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let metrics = format!("127.0.0.1:{port}");

@@ -1,12 +1,16 @@
 //! Looks at the providers: what they offer, whether they accept our access, and which machines they have, compared with our
 //! boxes.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use jiff::SignedDuration;
 use seedplane_provisioning::{
-    Capabilities, Error as ProviderError, Machine, MachineState, ProvisioningProvider, ResourceRef,
+    Billed, Capabilities, Error as ProviderError, Machine, MachineState, ProvisioningProvider, ResourceRef,
 };
+use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::{
@@ -15,7 +19,12 @@ use crate::{
     billing::rules,
     clock::Time,
     ids::ResourceId,
-    seedbox::{catalogues, repository},
+    jobs::{self, Job},
+    seedbox::{
+        Status, catalogues,
+        drift::{self, DriftKind, Finding, Ours, Upstream, findings},
+        repository,
+    },
     workers::{StepError, seedbox_provisioner},
 };
 
@@ -27,6 +36,15 @@ const CATALOGUE_EVERY: SignedDuration = SignedDuration::from_hours(1);
 
 /// How many machines of a provider are looked at one by one in a round, at most.
 const LOOKS_A_ROUND: usize = 100;
+
+/// How many alerts of drift a round raises, at most: the rest is in the list.
+const ALERTS_A_ROUND: usize = 100;
+
+/// The alert of a provider that does not say what it bills.
+const BILLING_UNREAD: &str = "provider_billing_unread";
+
+/// What a provider bills may be unknown for so long before an operator is told.
+const BILLING_UNREAD_AFTER: SignedDuration = SignedDuration::from_mins(30);
 
 /// How long a process that starts waits for a provider.
 const PATIENCE_AT_START: Duration = Duration::from_secs(15);
@@ -85,8 +103,8 @@ async fn read_catalogue(
     Ok(if fresh { Ok(None) } else { provider.capabilities().await.map(Some) })
 }
 
-/// Compares our boxes with the machines that the providers say they have, every few minutes of the system's time, whatever
-/// the number of copies.
+/// Compares our boxes with what the providers say they have, every few minutes of the system's time, whatever the number of
+/// copies.
 ///
 /// # Errors
 /// Those of the database.
@@ -110,20 +128,27 @@ pub async fn look_at_providers(app: &App) -> Result<(), StepError> {
     Ok(())
 }
 
-/// A box of ours, to be compared.
-struct Ours {
-    id: ResourceId,
-    resource_ref: Option<String>,
+/// Has every provider looked at by the next worker, however new the last look is.
+///
+/// # Errors
+/// Those of the database.
+pub async fn ask_for_look(pool: &PgPool) -> sqlx::Result<()> {
+    let mut tx = pool.begin().await?;
+    sqlx::query!("update worker_rounds set begun_at = 'epoch' where name = 'look_at_providers'")
+        .execute(&mut *tx)
+        .await?;
+    jobs::enqueue_in(&mut tx, Job::LookAtProviders).await?;
+    tx.commit().await
 }
 
-/// One provider: machines that nobody pays for, and boxes whose machine is gone. Either is looked at once more by itself
-/// before it is believed. No transaction is open during a call.
+/// Compares one provider with our boxes: what does not agree is kept for the operator, machines of nobody raise an alert, and
+/// boxes whose machine is gone are suspended. What depends on one machine is looked at once more by itself before it is
+/// believed. No transaction is open during a call, and nothing is ever deleted here.
 ///
 /// # Errors
 /// Those of the database.
 pub async fn compare_with(app: &App, name: &str, provider: &dyn ProvisioningProvider) -> Result<(), StepError> {
-    let read = read_catalogue(app, name, provider).await?;
-    let listed = match read {
+    let listed = match read_catalogue(app, name, provider).await? {
         Ok(capabilities) => provider.list_owned().await.map(|machines| (capabilities, machines)),
         Err(error) => Err(error),
     };
@@ -138,34 +163,123 @@ pub async fn compare_with(app: &App, name: &str, provider: &dyn ProvisioningProv
             return Ok(());
         }
     };
-    report_orphans(app, name, provider, &machines).await?;
+    // Read apart: a token that may not see volumes still makes boxes.
+    let (billed, billing_error) = match provider.billed().await {
+        Ok(billed) => (billed, None),
+        Err(error) => (Vec::new(), Some(error.to_string())),
+    };
+    let known = catalogues::find(&app.pool, name).await?;
+    let capabilities = known.as_ref().and_then(|known| known.capabilities.as_ref());
+    let ours = load(app, name, &machines, &billed).await?;
+    let upstream = Upstream {
+        provider: name,
+        machines: &machines,
+        billed: &billed,
+        stopped_costs: capabilities.is_some_and(|capabilities| capabilities.stopped_costs),
+    };
+    let mut found = drift::compare(&upstream, &ours);
+    if billing_error.is_some() {
+        found.retain(|finding| finding.kind != DriftKind::CostingWhileFree);
+    }
+    let found = look_again(provider, found, &ours).await;
 
-    let listed: HashSet<Uuid> = machines.iter().map(|machine| machine.resource_id).collect();
-    let (mut after, mut fleet, mut gone) = (Uuid::nil(), 0_u32, Vec::new());
-    loop {
-        let batch = sqlx::query_as!(
-            Ours,
-            "select id, resource_ref from seedbox_resources
-             where id > $1 and provider = $2 and status in ('active', 'suspended') order by id limit 500",
-            after,
-            name,
-        )
-        .fetch_all(&app.pool)
-        .await?;
-        let Some(last) = batch.last() else { break };
-        after = last.id.0;
-        fleet += u32::try_from(batch.len()).unwrap_or(u32::MAX);
-        for ours in batch {
-            if listed.contains(&ours.id.0) || gone.len() >= LOOKS_A_ROUND {
-                continue;
-            }
-            let Some(resource_ref) = ours.resource_ref.map(ResourceRef) else { continue };
-            if provider.status(&resource_ref).await.is_ok_and(|status| status.state == MachineState::Gone) {
-                gone.push(ours.id);
-            }
+    let now = app.now();
+    let mut tx = app.pool.begin().await?;
+    let looked = findings::replace_in(&mut tx, name, &found, billing_error.as_deref(), now).await?;
+    for over in &looked.over {
+        if let Some((kind, subject)) = drift::alert(name, over.kind, &over.subject, over.resource_ref.as_deref()) {
+            alerts::resolve_in(&mut tx, kind, &subject, now).await?;
         }
     }
-    let count = u32::try_from(gone.len()).unwrap_or(u32::MAX);
+    for (finding, is_new) in found.iter().zip(&looked.is_new).take(ALERTS_A_ROUND) {
+        // What a box leaves may take a moment to go after it.
+        let passing = *is_new && finding.kind == DriftKind::CostingWhileFree;
+        if let Some((kind, subject)) = finding.alert(name).filter(|_| !passing) {
+            let detail = format!("{}. Nothing was done to it. {}", finding.detail, finding.proposal);
+            alerts::raise(&mut *tx, kind, &subject, &detail, now).await?;
+        }
+    }
+    let compared_at = known.and_then(|known| known.compared_at);
+    match billing_error {
+        None => {
+            alerts::resolve_in(&mut tx, BILLING_UNREAD, name, now).await?;
+        }
+        Some(error) if compared_at.is_none_or(|at| now.duration_since(at.0) >= BILLING_UNREAD_AFTER) => {
+            let detail = format!(
+                "what '{name}' bills us for could not be read: {error}. Lost and unknown machines are still found; volumes, \
+                 snapshots and what suspended boxes cost are not. Look whether the token may read all of them"
+            );
+            alerts::raise(&mut *tx, BILLING_UNREAD, name, &detail, now).await?;
+        }
+        Some(error) => tracing::warn!(provider = name, error, "what the provider bills could not be read"),
+    }
+    tx.commit().await?;
+    suspend_lost(app, name, &found, &ours).await
+}
+
+/// Our boxes at a provider that have not ended, and those that have of what is upstream.
+async fn load(app: &App, name: &str, machines: &[Machine], billed: &[Billed]) -> sqlx::Result<Vec<Ours>> {
+    let mut ours: Vec<Ours> = Vec::new();
+    loop {
+        let after = ours.last().map_or(Uuid::nil(), |last| last.id.0);
+        let batch = findings::living(&app.pool, name, after).await?;
+        if batch.is_empty() {
+            break;
+        }
+        ours.extend(batch);
+    }
+    let living: HashSet<Uuid> = ours.iter().map(|one| one.id.0).collect();
+    let named =
+        machines.iter().map(|machine| machine.resource_id).chain(billed.iter().filter_map(|one| one.resource_id));
+    let others: Vec<Uuid> = named.filter(|id| !living.contains(id)).collect();
+    for some in others.chunks(500) {
+        ours.extend(findings::ended(&app.pool, name, some).await?);
+    }
+    Ok(ours)
+}
+
+/// Asks for single machines: one that was listed just before it was wiped is no orphan, and one that a list left out is not
+/// lost.
+async fn look_again(provider: &dyn ProvisioningProvider, found: Vec<Finding>, ours: &[Ours]) -> Vec<Finding> {
+    let names: HashMap<Uuid, &str> =
+        ours.iter().filter_map(|one| Some((one.id.0, one.resource_ref.as_deref()?))).collect();
+    let gone = async |resource_ref: &str| {
+        let looked = provider.status(&ResourceRef(resource_ref.to_owned())).await;
+        looked.is_ok_and(|status| status.state == MachineState::Gone)
+    };
+    let (mut looks, mut lost) = (0, 0);
+    let mut kept = Vec::with_capacity(found.len());
+    for finding in found {
+        let stands = match (finding.kind, &finding.resource_ref) {
+            (DriftKind::MissingUpstream, _) => {
+                let name = finding.resource_id.and_then(|id| names.get(&id));
+                let stands = lost < LOOKS_A_ROUND && matches!(name, Some(name) if gone(name).await);
+                lost += usize::from(stands);
+                stands
+            }
+            (DriftKind::CostingWhileFree, _) | (_, None) => true,
+            (_, Some(_)) if looks >= LOOKS_A_ROUND => true,
+            (_, Some(resource_ref)) => {
+                looks += 1;
+                !gone(resource_ref).await
+            }
+        };
+        if stands {
+            kept.push(finding);
+        }
+    }
+    kept
+}
+
+/// Has boxes suspended whose machine is gone, unless so many are at once that the provider is not believed.
+async fn suspend_lost(app: &App, name: &str, found: &[Finding], ours: &[Ours]) -> Result<(), StepError> {
+    let lost: Vec<ResourceId> = found
+        .iter()
+        .filter(|finding| finding.kind == DriftKind::MissingUpstream)
+        .filter_map(|finding| finding.resource_id.map(ResourceId))
+        .collect();
+    let settled = ours.iter().filter(|one| matches!(one.status, Status::Active | Status::Suspended)).count();
+    let (count, fleet) = (u32::try_from(lost.len()).unwrap_or(u32::MAX), u32::try_from(settled).unwrap_or(u32::MAX));
     let now = app.now();
     if count > 0 && !rules::within_blast_limit(count - 1, fleet, &app.policy) {
         // A provider that has lost a part of its fleet at once has more likely lost its memory, or we our access to it.
@@ -177,53 +291,13 @@ pub async fn compare_with(app: &App, name: &str, provider: &dyn ProvisioningProv
         alerts::raise(&app.pool, "provider_lost_machines", name, &detail, now).await?;
         return Ok(());
     }
-    for id in gone {
+    for id in lost {
         let mut tx = app.pool.begin().await?;
         if let Some(resource) = repository::resource(&mut *tx, id).await? {
             repository::lock_account_in(&mut tx, resource.user_id).await?;
             seedbox_provisioner::report_gone_in(&mut tx, &resource, now).await?;
         }
         tx.commit().await?;
-    }
-    Ok(())
-}
-
-/// Machines that carry our tag and belong to no box that lives: they cost money, and may hold somebody's data.
-async fn report_orphans(
-    app: &App,
-    name: &str,
-    provider: &dyn ProvisioningProvider,
-    machines: &[Machine],
-) -> Result<(), StepError> {
-    let mut looked_at = 0;
-    for batch in machines.chunks(500) {
-        let ids: Vec<Uuid> = batch.iter().map(|machine| machine.resource_id).collect();
-        let living: HashSet<Uuid> = sqlx::query_scalar!(
-            r#"select id as "id!: Uuid" from seedbox_resources where id = any($1) and status <> 'terminated'"#,
-            &ids
-        )
-        .fetch_all(&app.pool)
-        .await?
-        .into_iter()
-        .collect();
-        for machine in batch {
-            if living.contains(&machine.resource_id) || looked_at >= LOOKS_A_ROUND {
-                continue;
-            }
-            looked_at += 1;
-            // Listed just before it was wiped, it is no orphan.
-            let status = provider.status(&machine.resource_ref).await;
-            if status.is_ok_and(|status| status.state == MachineState::Gone) {
-                continue;
-            }
-            let detail = format!(
-                "'{name}' has the machine {} with our tag, and there is no box {} or it has ended. It costs money and may hold \
-                 somebody's data; nothing was done to it. Look at it, and delete it at the provider",
-                machine.resource_ref, machine.resource_id
-            );
-            alerts::raise(&app.pool, "orphan_machine", &format!("{name}:{}", machine.resource_ref), &detail, app.now())
-                .await?;
-        }
     }
     Ok(())
 }
