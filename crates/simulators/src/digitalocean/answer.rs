@@ -44,6 +44,7 @@ impl Answer {
 
     /// The whole answer, or one whose connection breaks in the middle of its body.
     pub(super) fn respond(self, limits: [i64; 3], broken: bool) -> Response {
+        let empty = self.body.is_none();
         let text = self.body.map(|body| body.to_string()).unwrap_or_default();
         let body = match broken {
             true => {
@@ -56,7 +57,9 @@ impl Answer {
         let mut response = Response::new(body);
         *response.status_mut() = StatusCode::from_u16(self.status).expect("statuses are written as literals");
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
+        if !empty {
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
+        }
         for (name, value) in ["ratelimit-limit", "ratelimit-remaining", "ratelimit-reset"].into_iter().zip(limits) {
             headers.insert(name, HeaderValue::from(value));
         }
