@@ -166,7 +166,7 @@ async fn a_stranger_gets_404_everywhere() {
             let url = path.clone();
             let url = if path.ends_with("/upgrade") {
                 url.replace("{id}", &id) + "?plan_id=" + &id
-            } else if path.contains("/resources/") {
+            } else if path.contains("/resources/") || path.contains("/nodes/") {
                 url.replace("{id}", &id)
             } else if path.contains("/orders/") {
                 url.replace("{id}", &order)
@@ -187,6 +187,7 @@ async fn a_stranger_gets_404_everywhere() {
                 "confirm-host-key" => json!({ "fingerprint": "SHA256:x" }),
                 "consent" => json!({ "gate_sha256": "x", "manifest_sha256": "x" }),
                 "permission" => json!({ "reason": "written consent of 2026-11-02" }),
+                "ready" => json!({ "state": "failed", "detail": "x" }),
                 "run" => json!({ "action": "disk" }),
                 _ => json!({}),
             };
@@ -206,8 +207,13 @@ async fn a_stranger_gets_404_everywhere() {
             }
             if path.contains("{id}") || path.contains("/operator/") {
                 let (status, problem) = test.call(Some(&stranger), method.clone(), &url, sent).await;
-                assert_eq!(status, StatusCode::NOT_FOUND, "a stranger: {method} {path}");
-                assert_eq!(problem["type"], "not-found", "a stranger: {method} {path}");
+                // A node has a token of its own, and a person's is none.
+                let (refused, kind) = match path.contains("/nodes/") {
+                    true => (StatusCode::UNAUTHORIZED, "unauthorized"),
+                    false => (StatusCode::NOT_FOUND, "not-found"),
+                };
+                assert_eq!(status, refused, "a stranger: {method} {path}");
+                assert_eq!(problem["type"], kind, "a stranger: {method} {path}");
                 tried += 1;
             }
         }

@@ -289,3 +289,29 @@ async fn an_operator_sees_what_each_provider_offers_and_how_it_fares() {
     assert!(memory["failure"] == "access" && memory["error"].as_str().unwrap().contains("revoked"), "{memory}");
     assert_eq!(mark(&test, &support, Method::PUT, json!({})).await.0, StatusCode::NOT_FOUND, "support changes nothing");
 }
+
+#[tokio::test]
+async fn a_box_has_as_long_to_come_up_as_its_provider_needs_and_is_shown_as_stuck_before_that() {
+    let world = World::new().await;
+    world.provider.set_build_polls(u32::MAX);
+    world.provider.offer(|offered| offered.ready_within_seconds = 1200);
+    let test = world.start(true).await;
+    let (operator, buyer) = (test.person(Role::Operator).await, test.customer().await);
+    let plan = test.plan(1500).await;
+    test.top_up(&buyer, 1500).await;
+    let order = test.post(&buyer, "/api/seedbox/orders", json!({ "plan_id": plan })).await;
+    let path = format!("/api/seedbox/resources/{}", order["resource_id"].as_str().unwrap());
+    test.until(&buyer, &path, |resource| resource["status"] == "provisioning").await;
+    test.advance(SignedDuration::from_mins(11)).await;
+    let looks = test.world.provider.calls(Verb::Status);
+    while alerts(&test, &operator, "stuck").await.is_empty() || test.world.provider.calls(Verb::Status) < looks + 2 {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert_eq!(test.get(&buyer, &path).await["status"], "provisioning", "11 minutes are within its time");
+    test.advance(SignedDuration::from_mins(10)).await;
+    test.until(&buyer, &path, |resource| resource["status"] == "terminated").await;
+    let order = test.get(&buyer, &format!("/api/seedbox/orders/{}", order["id"].as_str().unwrap())).await;
+    assert_eq!(order["status"], "cancelled");
+    assert_eq!(test.get(&buyer, "/api/billing/account").await["available_cents"], 1500);
+    test.assert_sound().await;
+}

@@ -197,6 +197,7 @@ async fn whatever_is_posted_is_made_once_when_its_answer_is_lost() {
         "/api/operator/resources/{id}/terminate",
         // Not theirs to be keyed: see the description.
         "/api/trial/clock",
+        "/api/nodes/{id}/ready",
         "/api/webhooks/coinpayportal",
     ];
     let description = test.call(None, Method::GET, "/openapi.json", None).await.1;
