@@ -2,10 +2,10 @@
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo run test check sqlx deny
+.PHONY: help setup demo run test node-test check sqlx deny
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 setup: ## install the Debian packages that are missing
 	@scripts/setup
@@ -27,12 +27,17 @@ test: setup ## run the tests (T=part-of-a-name runs some of them)
 	fi; \
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$$(( ($$(nproc) * 3 + 1) / 2 ))} cargo test --workspace $(T)
 
+node-test: ## boot the node image for real, as root, and try what a node promises (ARGS=--keep leaves what it wrote)
+	@scripts/setup build
+	@scripts/node-test $(ARGS)
+
 check: setup ## formatting, lints, and whether .sqlx is what the queries and the migrations give
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets -- -D warnings
 	@scripts/sqlx --check
-	@shellcheck -x scripts/setup scripts/sqlx scripts/dev-database
+	@shellcheck -x scripts/setup scripts/sqlx scripts/dev-database scripts/node-test
 	@shellcheck -s sh crates/provisioning/src/node/gate/*.sh
+	@shellcheck crates/provisioning/src/node/image/*.sh
 
 sqlx: setup ## renew .sqlx after changing a query or a migration
 	@scripts/sqlx

@@ -19,6 +19,9 @@ pub const MANIFEST: &str = include_str!("image/manifest.txt");
 /// The script behind it, which runs as root.
 pub const NODE: &str = include_str!("image/node.sh");
 
+/// The folder it lies in: one of those in which the gate looks for programs.
+const NODE_FOLDER: &str = "/usr/sbin";
+
 /// What sets the machine up.
 pub(super) const INSTALL: &str = include_str!("image/install.sh");
 
@@ -89,7 +92,8 @@ pub fn sudo_rules() -> String {
             };
             for argument in arguments {
                 let command = command.replace("{}", &argument);
-                writeln!(rules, "{} ALL=(root) NOPASSWD: {command}", gate::USER).expect("a string takes everything");
+                writeln!(rules, "{} ALL=(root) NOPASSWD: {NODE_FOLDER}/{command}", gate::USER)
+                    .expect("a string takes everything");
             }
         }
     }
@@ -123,13 +127,13 @@ mod tests {
     fn sudo_lets_the_gate_start_what_the_manifest_lists() {
         let expected = "\
 # All that the gate may start as root.
-seedbox-mgr ALL=(root) NOPASSWD: /usr/local/lib/seedplane/node status
-seedbox-mgr ALL=(root) NOPASSWD: /usr/local/lib/seedplane/node usage
-seedbox-mgr ALL=(root) NOPASSWD: /usr/local/lib/seedplane/node suspend service
-seedbox-mgr ALL=(root) NOPASSWD: /usr/local/lib/seedplane/node suspend everything
-seedbox-mgr ALL=(root) NOPASSWD: /usr/local/lib/seedplane/node resume
-seedbox-mgr ALL=(root) NOPASSWD: /usr/local/lib/seedplane/node rotate *
-seedbox-mgr ALL=(root) NOPASSWD: /usr/local/lib/seedplane/node wipe
+seedbox-mgr ALL=(root) NOPASSWD: /usr/sbin/seedplane-node status
+seedbox-mgr ALL=(root) NOPASSWD: /usr/sbin/seedplane-node usage
+seedbox-mgr ALL=(root) NOPASSWD: /usr/sbin/seedplane-node suspend service
+seedbox-mgr ALL=(root) NOPASSWD: /usr/sbin/seedplane-node suspend everything
+seedbox-mgr ALL=(root) NOPASSWD: /usr/sbin/seedplane-node resume
+seedbox-mgr ALL=(root) NOPASSWD: /usr/sbin/seedplane-node rotate *
+seedbox-mgr ALL=(root) NOPASSWD: /usr/sbin/seedplane-node wipe
 ";
         assert_eq!(sudo_rules(), expected);
     }

@@ -110,7 +110,8 @@ pub fn render(data: &UserData<'_>) -> Result<String> {
         packed("/etc/nftables.conf", "0755", &image::FIREWALL.replace("@TORRENT_PORT@", &torrent_port.to_string())),
         packed(gate::GATE_PATH, "0755", gate::GATE),
         packed(gate::MANIFEST_PATH, "0644", image::MANIFEST),
-        packed("/usr/local/lib/seedplane/node", "0700", image::NODE),
+        // Anybody may read it; the gate does not start what its own user could not.
+        packed("/usr/sbin/seedplane-node", "0755", image::NODE),
         packed("/usr/local/lib/seedplane/install", "0700", image::INSTALL),
         packed("/usr/local/lib/seedplane/ready", "0700", image::READY),
     ];
@@ -141,7 +142,7 @@ fn write(file: &File<'_>) -> String {
     text
 }
 
-/// Nobody but the gate's user, with a key, to the gate.
+/// Nobody but the gate's user, with a key, to the gate. Who opens connections without end takes the places of nobody else.
 const SSHD: &str = "\
 PermitRootLogin no
 PasswordAuthentication no
@@ -154,6 +155,8 @@ PermitTunnel no
 PermitUserEnvironment no
 MaxAuthTries 3
 LoginGraceTime 30
+MaxStartups 60:30:120
+PerSourceMaxStartups 5
 ";
 
 const FAIL2BAN: &str = "\
@@ -173,16 +176,20 @@ Unattended-Upgrade::Automatic-Reboot \"true\";
 Unattended-Upgrade::Automatic-Reboot-Time \"04:30\";
 ";
 
-/// The firewall comes up open; what is suspended is closed again before the network is there.
+/// The firewall comes up open; what is suspended is closed again before anything listens, and whenever the firewall is loaded
+/// anew.
 const STATE_UNIT: &str = "\
 [Unit]
 Description=Closes what is suspended
 After=nftables.service
 Before=caddy.service seedbox.service
+PartOf=nftables.service
+ReloadPropagatedFrom=nftables.service
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-ExecStart=/usr/local/lib/seedplane/node apply
+ExecStart=/usr/sbin/seedplane-node apply
+ExecReload=/usr/sbin/seedplane-node apply
 [Install]
 WantedBy=multi-user.target
 ";

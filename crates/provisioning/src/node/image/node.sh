@@ -64,7 +64,8 @@ usage() {
     done
     printf 'uptime_seconds %s\n' "$(cut -d. -f1 /proc/uptime)"
     printf 'load %s\n' "$(cut -d' ' -f1-3 /proc/loadavg)"
-    du -sB1 "$home/data" 2>/dev/null | sed 's/^\([0-9]*\).*/data_bytes \1/'
+    bytes=$(du -sB1 "$home/data" 2>/dev/null | cut -f1)
+    printf 'data_bytes %s\n' "${bytes:-0}"
 }
 
 suspend() { # service or everything
@@ -111,11 +112,10 @@ wipe() {
     { write_state suspended everything && write_state wiped yes; } || stop 1 'the state cannot be written'
     systemctl stop "$unit" || stop 1 'the client does not stop'
     apply_firewall || echo 'the firewall did not follow'
-    files=$(find "$home/data" "$home/profile" -xdev -type f 2>/dev/null | wc -l)
-    bytes=$(du -sB1 "$home/data" "$home/profile" 2>/dev/null | awk '{ sum += $1 } END { print sum + 0 }')
-    set +f
-    rm -rf "$home/data" "$home/profile" "$home"/.[!.]* || stop 1 'not every file could be deleted'
-    set -f
+    # The client may write everywhere in its home, and names of files may have lines.
+    files=$(find "$home" -mindepth 1 -type f -printf x | wc -c)
+    bytes=$(du -sB1 "$home" | cut -f1)
+    find "$home" -mindepth 1 -delete || stop 1 'not every file could be deleted'
     printf '%s files (%s bytes) of the client and its owner deleted\n' "$files" "$bytes"
     rm -f /etc/seedplane/qBittorrent.conf
     journalctl --quiet --rotate >/dev/null 2>&1 && journalctl --quiet --vacuum-time=1s >/dev/null 2>&1 &&
@@ -132,5 +132,5 @@ case $#:${1-} in
     1:status | 1:usage | 1:resume | 1:wipe) "$1" ;;
     1:apply) apply_firewall ;;
     2:suspend | 2:rotate) "$1" "$2" ;;
-    *) stop 2 'usage: node status | usage | suspend service|everything | resume | rotate <hash> | wipe' ;;
+    *) stop 2 'usage: seedplane-node status | usage | suspend service|everything | resume | rotate <hash> | wipe' ;;
 esac

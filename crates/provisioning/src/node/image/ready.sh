@@ -14,16 +14,17 @@ through_proxy() {
     [[ $(curl -sk -o /dev/null -m 10 -w '%{http_code}' --connect-to "$host:443:$address:443" "$web_url/api/v2/app/version") = 403 ]]
 }
 
+# As it is asked from afar, up to the script that runs as root.
 gate_answers() {
-    local request
+    local request answer
     request=$(cat /proc/sys/kernel/random/uuid)
-    runuser -u seedbox-mgr -- env SSH_ORIGINAL_COMMAND="$request hello" /usr/local/lib/seedplane/gate "$RESOURCE_ID" |
-        grep -q '^seedplane-gate 1$'
+    answer=$(runuser -u seedbox-mgr -- env SSH_ORIGINAL_COMMAND="$request status" /usr/local/lib/seedplane/gate "$RESOURCE_ID") &&
+        [[ $answer = *'seedbox-node 1'* ]]
 }
 
 check() {
     [[ ${1:-} = installed ]] || { echo install-failed && return; }
-    nft list set inet seedbox open 2>/dev/null | grep -q 443 || { echo no-firewall && return; }
+    [[ $(nft list set inet seedbox open 2>&1) = *443* ]] || { echo no-firewall && return; }
     systemctl is-active -q fail2ban || { echo no-fail2ban && return; }
     systemctl is-active -q caddy || { echo no-proxy && return; }
     { [[ -n $host_key ]] && systemctl is-active -q ssh; } || { echo no-ssh && return; }
