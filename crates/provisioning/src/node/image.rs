@@ -102,6 +102,13 @@ pub fn sudo_rules() -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        fs,
+        os::unix::fs::{PermissionsExt, symlink},
+        path::PathBuf,
+        process::Command,
+    };
+
     use super::*;
 
     #[test]
@@ -136,5 +143,110 @@ seedbox-mgr ALL=(root) NOPASSWD: /usr/sbin/seedplane-node rotate *
 seedbox-mgr ALL=(root) NOPASSWD: /usr/sbin/seedplane-node wipe
 ";
         assert_eq!(sudo_rules(), expected);
+    }
+
+    const OLD: &str = "[Preferences]\nWebUI\\Username=seed\nWebUI\\Password_PBKDF2=\"@ByteArray(old)\"\n";
+
+    /// The node's script, with its folders below one of the test's and a service manager that does nothing.
+    struct Node {
+        folder: tempfile::TempDir,
+    }
+
+    impl Node {
+        fn new(configuration: &str) -> Self {
+            let node = Self { folder: tempfile::tempdir().unwrap() };
+            let programs = node.path("programs");
+            fs::create_dir(&programs).unwrap();
+            for (name, text) in [("systemctl", "exit 0"), ("curl", "printf 403"), ("chown", "exit 0")] {
+                fs::write(programs.join(name), format!("#!/bin/sh\n{text}\n")).unwrap();
+                fs::set_permissions(programs.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+            }
+            let root = node.path("").display().to_string();
+            let script = NODE
+                .replace("PATH=/usr/sbin", &format!("PATH={root}programs:/usr/sbin"))
+                .replace("/srv/seedbox", &format!("{root}home"))
+                .replace("/var/lib/seedplane/state", &format!("{root}state"));
+            fs::write(node.path("node.sh"), script).unwrap();
+            fs::create_dir_all(node.path("home/profile/qBittorrent/config")).unwrap();
+            fs::write(node.configuration(), configuration).unwrap();
+            node
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.folder.path().canonicalize().unwrap().join(name)
+        }
+
+        fn configuration(&self) -> PathBuf {
+            self.path("home/profile/qBittorrent/config/qBittorrent.conf")
+        }
+
+        /// The exit code of a rotation, and the configuration after it. `before` is said to the shell first.
+        fn rotate(&self, before: &str) -> (Option<i32>, String) {
+            let status = Command::new("sh")
+                .args(["-c", &format!("{before}; exec sh \"$@\" 2>/dev/null"), "sh"])
+                .arg(self.path("node.sh"))
+                .args([ROTATE, &password_hash_argument(&SecretString::from("correct horse"))])
+                .status()
+                .unwrap();
+            (status.code(), fs::read_to_string(self.configuration()).unwrap())
+        }
+    }
+
+    fn has_password(configuration: &str, password: &str) -> bool {
+        let hashes: Vec<_> =
+            configuration.lines().filter_map(|line| line.strip_prefix("WebUI\\Password_PBKDF2=")).collect();
+        matches!(hashes[..], [hash] if qbittorrent::password_matches(hash, &SecretString::from(password)))
+    }
+
+    #[test]
+    fn a_rotation_changes_the_password_and_nothing_else() {
+        let node = Node::new(&(OLD.to_owned() + "WebUI\\Locale=de\n\n[RSS]\nlast=without an end"));
+        let (code, configuration) = node.rotate(":");
+        assert_eq!(code, Some(0));
+        assert!(has_password(&configuration, "correct horse") && !configuration.contains("old"));
+        let others: Vec<_> = configuration.lines().filter(|line| !line.contains("Password_PBKDF2")).collect();
+        let expected =
+            ["[Preferences]", "WebUI\\Username=seed", "WebUI\\Locale=de", "", "[RSS]", "last=without an end"];
+        assert_eq!(others, expected);
+        let mode = fs::metadata(node.configuration()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_rotation_follows_no_link_of_the_clients_user() {
+        let plant = |link: &str| {
+            let node = Node::new(OLD);
+            let victim = node.path("victim");
+            fs::write(&victim, "root's").unwrap();
+            let link = node.path(link);
+            let _ = fs::remove_file(&link);
+            symlink(&victim, link).unwrap();
+            (node, victim)
+        };
+        let (node, victim) = plant("home/profile/qBittorrent/config/qBittorrent.conf.new");
+        let (code, configuration) = node.rotate(":");
+        assert!(code == Some(0) && has_password(&configuration, "correct horse"), "the link is in nobody's way");
+        assert_eq!(fs::read_to_string(victim).unwrap(), "root's");
+
+        let (node, victim) = plant("home/profile/qBittorrent/config/qBittorrent.conf");
+        assert_eq!(node.rotate(":"), (Some(1), "root's".to_owned()), "no other file is read or taken for it");
+        assert_eq!(fs::read_to_string(victim).unwrap(), "root's");
+
+        let node = Node::new(OLD);
+        let (home, elsewhere) = (node.path("home/profile/qBittorrent"), node.path("elsewhere"));
+        fs::rename(&home, &elsewhere).unwrap();
+        symlink(&elsewhere, &home).unwrap();
+        assert_eq!(node.rotate(":"), (Some(1), OLD.to_owned()), "nor another folder");
+        assert_eq!(fs::read_dir(elsewhere.join("config")).unwrap().count(), 1, "and nothing is left there");
+    }
+
+    #[test]
+    fn a_rotation_that_cannot_be_written_down_fails_and_leaves_the_file() {
+        // What a process may write ends within the file, as a full disk does.
+        let long = format!("{OLD}x={}\n{OLD}", "y".repeat(2000));
+        let node = Node::new(&long);
+        assert_eq!(node.rotate("trap '' XFSZ; ulimit -f 1"), (Some(1), long));
+        let node = Node::new("[LegalNotice]\nAccepted=true\n");
+        assert_eq!(node.rotate(":").0, Some(1), "there is no place for the hash");
     }
 }

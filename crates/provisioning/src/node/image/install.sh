@@ -27,10 +27,16 @@ chmod 0640 /var/log/seedplane-gate.log
 chattr +a /var/log/seedplane-gate.log 2>/dev/null || true
 visudo -cqf /etc/sudoers.d/seedplane
 
-install -d -o seedbox -g seedbox -m 0750 /srv/seedbox /srv/seedbox/data
-install -d -o seedbox -g seedbox -m 0700 /srv/seedbox/profile /srv/seedbox/profile/qBittorrent /srv/seedbox/profile/qBittorrent/config
+install -d -o seedbox -g seedbox -m 0750 /srv/seedbox
+# Below it everything is made by the client's user: what that user put there must not lead root elsewhere the second time.
+as_client=(runuser -u seedbox --)
 configuration=/srv/seedbox/profile/qBittorrent/config/qBittorrent.conf
-[[ -s $configuration ]] || install -o seedbox -g seedbox -m 0600 /etc/seedplane/qBittorrent.conf "$configuration"
+"${as_client[@]}" install -d -m 0750 /srv/seedbox/data
+"${as_client[@]}" install -d -m 0700 /srv/seedbox/profile /srv/seedbox/profile/qBittorrent "${configuration%/*}"
+if [[ ! -s $configuration ]]; then
+    # shellcheck disable=SC2016 # $1 is the inner shell's
+    "${as_client[@]}" sh -c 'umask 077 && cat >"$1.new" && mv -f "$1.new" "$1"' sh "$configuration" </etc/seedplane/qBittorrent.conf
+fi
 rm -f /etc/seedplane/qBittorrent.conf
 
 if [[ -n $DOMAIN ]]; then

@@ -84,6 +84,26 @@ resume() {
     wait_until_it_answers || stop 1 'the client was started and does not answer'
 }
 
+# Puts the hash into the configuration; whatever fails, the file stays as it was. The folder is the client's user's, whom the
+# owner can have run programs: root follows no link that lies there, and writes to no file that was there before.
+write_password() (
+    folder=${configuration%/*} name=${configuration##*/}
+    { cd "$folder" && [ "$(pwd -P)" = "$folder" ] && [ -f "$name" ] && [ ! -L "$name" ] && rm -rf "./$name.new"; } || exit 1
+    umask 077
+    set -C
+    written=no
+    # On a full disk any of these lines can be the one that is cut off, and a client without a hash has a password that
+    # everybody knows.
+    while IFS= read -r line || [ -n "$line" ]; do
+        case $line in 'WebUI\Password_PBKDF2='*) continue ;; esac
+        printf '%s\n' "$line" || exit 1
+        [ "$line" = '[Preferences]' ] || continue
+        printf 'WebUI\\Password_PBKDF2="@ByteArray(%s:%s)"\n' "$salt" "$key" || exit 1
+        written=yes
+    done <"$name" >"./$name.new" || exit 1
+    [ "$written" = yes ] && chown -h seedbox:seedbox "./$name.new" && mv -fT "./$name.new" "./$name"
+)
+
 rotate() { # <salt>.<key>, both in base64
     salt=${1%.*} key=${1#*.}
     { [ "${#salt}" -eq 24 ] && [ "${#key}" -eq 88 ]; } || stop 2 'that is no password hash'
@@ -93,17 +113,7 @@ rotate() { # <salt>.<key>, both in base64
     [ ! -e "$state/wiped" ] || stop 1 'the box is wiped'
     # A client that runs writes its configuration anew when it ends, and sessions end with it only.
     systemctl stop "$unit" || stop 1 'the client does not stop'
-    while IFS= read -r line; do
-        case $line in
-            'WebUI\Password_PBKDF2='*) continue ;;
-        esac
-        printf '%s\n' "$line"
-        if [ "$line" = '[Preferences]' ]; then
-            printf 'WebUI\\Password_PBKDF2="@ByteArray(%s:%s)"\n' "$salt" "$key"
-        fi
-    done <"$configuration" >"$configuration.new" || stop 1 'the configuration cannot be written'
-    { chown seedbox:seedbox "$configuration.new" && chmod 600 "$configuration.new" &&
-        mv -f "$configuration.new" "$configuration"; } || stop 1 'the configuration cannot be written'
+    write_password || stop 1 'the configuration cannot be written: the client is stopped and keeps its password'
     systemctl start "$unit" || stop 1 'the client does not start'
     wait_until_it_answers || stop 1 'the client has its new password and does not answer'
 }

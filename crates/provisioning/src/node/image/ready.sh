@@ -55,7 +55,11 @@ report() {
 # As long as the token is good.
 for pause in 2 5 10 20 {30..59}; do
     code=$(report)
-    case $code in 2?? | 4??) break ;; esac
+    case $code in
+        # Too slow, too early, too often: asked to come again.
+        408 | 425 | 429) ;;
+        2?? | 4??) break ;;
+    esac
     sleep "$pause"
 done
 rm -f /etc/seedplane/node.env
