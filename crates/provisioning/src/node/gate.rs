@@ -336,4 +336,48 @@ mod tests {
         assert!(!script.contains("@GATE@") && !script.contains("@MANIFEST@") && script.is_ascii());
         assert_eq!(sha256_hex(""), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
     }
+
+    #[test]
+    fn a_password_hash_is_the_same_here_and_in_the_gate() {
+        let salt = "OIunKGmCD/ooh3oEhSBWuQ==";
+        let key =
+            format!("{}==", "ra75hpdNHKOwYDXIZXP8FwTuVrTgVgQ2Wl824l+0oM4VyvkrEPhkv5QpYfQfPF5s6eUchuCDA4qbzepw+QnwPA");
+        let good = format!("{salt}.{key}");
+        let cases = [
+            (good.clone(), true),
+            (format!("{salt}:{key}"), false),
+            (format!("{salt}{key}"), false),
+            (format!("{key}.{salt}"), false),
+            (format!("{good}="), false),
+            (format!("A{good}"), false),
+            (good[1..].to_owned(), false),
+            (good.replace("==.", "=A."), false),
+            (good.replacen("OIun", "OI=n", 1), false),
+            (good.replacen("ra75", "r=75", 1), false),
+            (good.replacen("ra75", "r.75", 1), false),
+            (good.replacen("ra75", "r;75", 1), false),
+            (good.replacen("ra75", "r 75", 1), false),
+            (good.replacen("ra75", "r*75", 1), false),
+            (good.replacen("ra75", "r\n75", 1), false),
+            (String::new(), false),
+        ];
+        let action = Action {
+            name: "rotate".to_owned(),
+            seconds: 1,
+            argument: Argument::PasswordHash,
+            commands: Vec::new(),
+            built_in: None,
+        };
+        let start = GATE.find("is_password_hash() {").expect("the gate has a function of this name");
+        let end = start + GATE[start..].find("\n}\n").expect("it ends") + 3;
+        for (text, valid) in cases {
+            assert_eq!(is_valid_argument(&action, Some(&text)), valid, "here: {text:?}");
+            let script = format!("set -fu\n{}is_password_hash \"$1\"", &GATE[start..end]);
+            let status = std::process::Command::new("sh").args(["-c", &script, "sh", &text]).status().unwrap();
+            assert_eq!(status.success(), valid, "in the gate: {text:?}");
+        }
+        assert!(!is_valid_argument(&action, None));
+        // An id, a name and a hash, with blanks between them.
+        assert!(36 + 1 + "rotate".len() + 1 + good.len() <= MOST_REQUEST_BYTES);
+    }
 }
