@@ -237,20 +237,61 @@ mod tests {
         }
     }
 
+    /// Words as they come, mixed with characters that mean something to YAML, to a shell or to both.
+    fn value() -> impl Strategy<Value = String> {
+        prop_oneof![
+            3 => "[a-zA-Z0-9._-]{1,20}",
+            1 => "[a-z0-9:/._\\[\\]-]{1,30}",
+            1 => "[a-z]{0,5}['\"\\\\$`;&|<>(){}#!*?~%@\n\r\t ]{1,3}[a-z:]{0,5}",
+            1 => "\\PC{0,20}",
+        ]
+    }
+
     proptest! {
-        /// Whatever is in the values: it is refused, or every line of the text is one that was meant to be there.
+        /// Whatever is in the values: it is refused, or the text is that of other values line for line, save for the lines
+        /// that hold them, which hold them whole and alone.
         #[test]
-        fn no_value_breaks_out(url in "\\PC{0,40}|[a-z:/\\n' \"$`]{1,30}", token in "\\PC{0,20}", name in "\\PC{0,20}", domain in "\\PC{0,20}") {
+        fn no_value_breaks_out(url in value(), token in value(), name in value(), domain in value()) {
             let told = Enrolment {
                 ready_url: url.clone(),
                 ready_token: SecretString::from(token.clone()),
                 domain: Some(domain.clone()),
                 ..enrolment()
             };
-            let plain = |text: &str, also: &[u8]| text.bytes().all(|b| b.is_ascii_alphanumeric() || also.contains(&b));
-            let harmless = plain(&url, b":/._-[]") && plain(&token, b"_-") && plain(&name, b"._-") && plain(&domain, b".-")
-                && !url.is_empty() && !token.is_empty() && !name.is_empty();
-            prop_assert_eq!(render_with(&told, &name).is_ok(), harmless);
+            let Ok(text) = render_with(&told, &name) else { return Ok(()) };
+            let usual = render_with(&enrolment(), "seed").unwrap();
+            prop_assert_eq!(text.lines().count(), usual.lines().count());
+            let expected = [
+                format!("      SEEDPLANE_READY_URL='{url}'"),
+                format!("      SEEDPLANE_READY_TOKEN='{token}'"),
+                format!("      DOMAIN='{domain}'"),
+                format!("      WebUI\\Username={name}"),
+            ];
+            let harmless = |value: &str| !value.contains(['\'', '"', '\\', '$', '`', '\n', '\r', ' ', ';', '#']);
+            prop_assert!([&url, &token, &domain, &name].iter().all(|value| harmless(value)));
+            for (line, usual) in text.lines().zip(usual.lines()) {
+                let salted = line.starts_with("      WebUI\\Password_PBKDF2=\"@ByteArray(");
+                prop_assert!(line == usual || salted || expected.iter().any(|expected| expected == line), "{}", line);
+            }
+            for line in expected {
+                prop_assert_eq!(text.lines().filter(|found| *found == line).count(), 1, "{}", line);
+            }
+        }
+    }
+
+    #[test]
+    fn what_could_mean_something_else_is_refused() {
+        for value in ["", "a'b", "a\nb", "a b", "a\"b", "a$b", "a`b", "a\\b", "a;b", "a#b", "ä", "a\0b"] {
+            let told = |change: fn(&mut Enrolment, String)| {
+                let mut enrolment = enrolment();
+                change(&mut enrolment, value.to_owned());
+                render_with(&enrolment, "seed")
+            };
+            assert!(told(|to, value| to.ready_url = value).is_err(), "url {value:?}");
+            assert!(told(|to, value| to.ready_token = SecretString::from(value)).is_err(), "token {value:?}");
+            assert!(told(|to, value| to.management_key = value).is_err(), "key {value:?}");
+            assert!(value.is_empty() || told(|to, value| to.domain = Some(value)).is_err(), "domain {value:?}");
+            assert!(render_with(&enrolment(), value).is_err(), "name {value:?}");
         }
     }
 }
