@@ -19,6 +19,7 @@ use seedplane::{
     config::{Flags, Settings},
     demo,
     ids::{AttemptId, ConnectionId, ResourceId},
+    own_server,
     runtime::{self, Beside, Parts, Runtime, stop_signal},
     secrets::{SecretStore, keystore::Keystore, transfer, vault::Vault},
     seedbox::{Operation, Resource, SuspendReason, repository},
@@ -70,9 +71,11 @@ enum Command {
     /// What an operator does
     #[command(subcommand)]
     Operator(OperatorCommand),
-    /// Customers' own servers
+    /// For operators, on the service's own database: customers' own servers (for their owners: `own-server`)
     #[command(subcommand)]
     Byos(ByosCommand),
+    /// For owners, from any machine, with a token: connect your own server, use it, take it back
+    OwnServer(own_server::Options),
 }
 
 #[derive(Subcommand)]
@@ -216,6 +219,9 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     if let Command::Demo(options) = cli.command {
         return demo::run(options, &cli.flags).await;
     }
+    if let Command::OwnServer(options) = cli.command {
+        return Ok(own_server::run(options).await);
+    }
     start_logging("info,graphile_worker=warn,sqlx=warn");
     let settings = Settings::load(&cli.flags)?;
     match cli.command {
@@ -269,7 +275,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             beside.stop().await;
             say(&done?);
         }
-        Command::Demo(_) => unreachable!("handled above"),
+        Command::Demo(_) | Command::OwnServer(_) => unreachable!("handled above"),
     }
     Ok(ExitCode::SUCCESS)
 }
