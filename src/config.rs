@@ -47,8 +47,15 @@ const NAMES: &[(&str, &str)] = &[
 const PLACEHOLDERS: &[&str] =
     &["changeme", "change-me", "change_me", "example", "placeholder", "your", "todo", "secret_here", "xxxx", "..."];
 
-/// Environment variables of ours that are not settings.
-const NOT_SETTINGS: &[&str] = &["SEEDPLANE_CONFIG", "SEEDPLANE_LOG", "SEEDPLANE_LOG_FORMAT"];
+/// Environment variables of ours that are not settings; the last three are for `seedplane own-server`.
+const NOT_SETTINGS: &[&str] = &[
+    "SEEDPLANE_CONFIG",
+    "SEEDPLANE_LOG",
+    "SEEDPLANE_LOG_FORMAT",
+    "SEEDPLANE_URL",
+    "SEEDPLANE_TOKEN",
+    "SEEDPLANE_TOKEN_FILE",
+];
 
 /// Access to CoinPayPortal.
 #[derive(Debug, Clone)]

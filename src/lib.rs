@@ -33,6 +33,8 @@ pub mod pages; // HTML
 pub mod listener; // takes connections
 pub mod router; // every route on one screen
 
+pub mod own_server; // the command line of owners, over the public API
+
 pub mod config; // settings
 pub mod demo; // the whole story, told over the API
 pub mod runtime; // puts it all together

@@ -19,6 +19,7 @@ use seedplane::{
     config::{Flags, Settings},
     demo,
     ids::{AttemptId, ConnectionId, ResourceId},
+    own_server,
     runtime::{self, Beside, Parts, Runtime, stop_signal},
     secrets::{SecretStore, keystore::Keystore, transfer, vault::Vault},
     seedbox::{Operation, Resource, SuspendReason, repository},
@@ -70,7 +71,7 @@ enum Command {
     /// What an operator does
     #[command(subcommand)]
     Operator(OperatorCommand),
-    /// Customers' own servers
+    /// For operators, on the service's own database: customers' own servers (for their owners: `own-server`)
     #[command(subcommand)]
     Byos(ByosCommand),
     /// Where boxes are made: what is offered there, and where torrents may be sold
@@ -78,6 +79,8 @@ enum Command {
     Provider(ProviderCommand),
     /// What costs money for nothing, and what is lost: exits with 0 if nothing, with 1 if something, with 2 if that is not known
     Drift(DriftOptions),
+    /// For owners, from any machine, with a token: connect your own server, use it, take it back
+    OwnServer(own_server::Options),
 }
 
 #[derive(Subcommand)]
@@ -213,6 +216,9 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     if let Command::Demo(options) = cli.command {
         return demo::run(options, &cli.flags).await;
     }
+    if let Command::OwnServer(options) = cli.command {
+        return Ok(own_server::run(options).await);
+    }
     start_logging("info,graphile_worker=warn,sqlx=warn");
     let settings = Settings::load(&cli.flags)?;
     match cli.command {
@@ -290,7 +296,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                 }
             }
         }
-        Command::Demo(_) => unreachable!("handled above"),
+        Command::Demo(_) | Command::OwnServer(_) => unreachable!("handled above"),
     }
     Ok(ExitCode::SUCCESS)
 }

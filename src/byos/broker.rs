@@ -183,36 +183,44 @@ impl<'a> Line<'a> {
     /// # Errors
     /// [`BrokerError`]; whether the server did it is not known after some, and written so.
     pub async fn send(&self, id: CommandId, action: &str, argument: Option<&str>) -> Result<Answer, BrokerError> {
+        let answered = self.exchange(id, action, argument).await;
+        self.finish(id, &answered).await?;
+        Ok(answered?)
+    }
+
+    /// Sends a command that is written down as sent already. What came of it is for [`Self::finish`] to write.
+    ///
+    /// # Errors
+    /// [`CommandError`]; whether the server did it is not known.
+    pub async fn exchange(&self, id: CommandId, action: &str, argument: Option<&str>) -> Result<Answer, CommandError> {
         let seconds = gate::actions().iter().find(|known| known.name == action).map_or(10, |known| known.seconds);
         let argument = argument.map(|argument| format!(" {argument}")).unwrap_or_default();
         let within = Duration::from_secs(u64::from(seconds)) + MARGIN;
-        let answered = self.session.run(&format!("{id} {action}{argument}"), within).await;
-        let now = self.app.now();
-        let how = match &answered {
+        self.session.run(&format!("{id} {action}{argument}"), within).await
+    }
+
+    /// Writes what came of a command.
+    ///
+    /// # Errors
+    /// Those of the database.
+    pub async fn finish(&self, id: CommandId, answered: &Result<Answer, CommandError>) -> sqlx::Result<()> {
+        let why = answered.as_ref().err().map(ToString::to_string);
+        let how = match answered {
             Ok(answer) => {
-                let status = answer.exit_status.and_then(|status| i32::try_from(status).ok());
                 let complaint = answer.complaint.trim();
+                let refused = answer.exit_status == Some(REFUSED);
                 Finished {
-                    status: if answer.exit_status == Some(REFUSED) {
-                        CommandStatus::Refused
-                    } else {
-                        CommandStatus::Done
-                    },
-                    exit_status: status,
+                    status: if refused { CommandStatus::Refused } else { CommandStatus::Done },
+                    exit_status: answer.exit_status.and_then(|status| i32::try_from(status).ok()),
                     output: Some(&answer.output),
                     error: (!complaint.is_empty()).then_some(complaint),
                 }
             }
-            Err(error) => {
-                let why = error.to_string();
-                let how =
-                    Finished { status: CommandStatus::Failed, exit_status: None, output: None, error: Some(&why) };
-                commands::finish(&self.app.pool, id, how, now).await?;
-                return Err(answered.expect_err("matched just above").into());
+            Err(_) => {
+                Finished { status: CommandStatus::Failed, exit_status: None, output: None, error: why.as_deref() }
             }
         };
-        commands::finish(&self.app.pool, id, how, now).await?;
-        Ok(answered?)
+        commands::finish(&self.app.pool, id, how, self.app.now()).await
     }
 
     /// Writes down and sends a command of our own.

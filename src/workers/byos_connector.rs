@@ -55,6 +55,9 @@ const LOG_EVERY: SignedDuration = SignedDuration::from_hours(1);
 /// How often a revocation tries to reach a server before it goes on without.
 const REVOKE_TRIES: u32 = 2;
 
+/// How often a log is written that somebody else's write keeps coming before; the next look fetches it again.
+const LOG_TRIES: u32 = 3;
+
 fn server(connection: &Connection) -> Server<'_> {
     Server { user_id: connection.user_id, id: connection.id, label: &connection.label, host: &connection.host }
 }
@@ -154,7 +157,9 @@ pub async fn probe(app: &App, id: ConnectionId) -> Result<(), StepError> {
     note_seen_in(&mut tx, &mut connection, looked.seen.as_ref(), now).await?;
     match looked.result {
         Ok(alive) => {
-            note_log(&mut tx, &mut connection, &alive, &sent, now).await?;
+            if let Some(log) = &alive.log {
+                note_log(&mut tx, &mut connection, log, &sent, now).await?;
+            }
             answered_in(&mut tx, &mut connection, alive, now).await?;
         }
         Err(error) => failed_in(&mut tx, &mut connection, &error, now).await?,
@@ -191,14 +196,13 @@ async fn note_seen_in(
 async fn note_log(
     tx: &mut PgConnection,
     connection: &mut Connection,
-    alive: &Alive,
+    text: &str,
     sent: &[commands::Command],
     now: Time,
 ) -> Result<(), StepError> {
-    let Some(text) = &alive.log else { return Ok(()) };
     let lines = commands::read_log(text, connection.id);
     let differences = commands::compare(&lines, sent, commands::goes_back_to(connection, now));
-    connection.server_log = Some(text.clone());
+    connection.server_log = Some(text.to_owned());
     connection.server_log_at = Some(now);
     connection.log_differences = Some(i32::try_from(differences.len()).unwrap_or(i32::MAX));
     let Some(newest) = differences.last() else { return Ok(()) };
@@ -361,6 +365,26 @@ fn next_after_failure(connection: &Connection, now: Time) -> Option<Time> {
     Some(Time(now.0 + wait))
 }
 
+/// Keeps a server's own log that its owner asked for, as a look every hour does.
+async fn keep_log(app: &App, id: ConnectionId, text: &str) -> Result<(), StepError> {
+    for _ in 0..LOG_TRIES {
+        let Some(mut connection) = connections::find(&app.pool, id).await? else { return Ok(()) };
+        let (sent, now) = (commands::sent(&app.pool, id).await?, app.now());
+        let mut tx = app.pool.begin().await?;
+        note_log(&mut tx, &mut connection, text, &sent, now).await?;
+        match connections::write_in(&mut tx, &mut connection).await {
+            Ok(()) => {
+                tx.commit().await?;
+                return Ok(());
+            }
+            // A look wrote in between.
+            Err(TransitionError::Stale) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
 /// Sends a command that its owner asked for, once.
 ///
 /// # Errors
@@ -406,11 +430,14 @@ pub async fn run_command(app: &App, id: CommandId) -> Result<(), StepError> {
         let mut database = app.pool.acquire().await?;
         jobs::enqueue_in(&mut database, Job::ProbeConnection(connection.id)).await?;
     } else if commands::mark_sent(&app.pool, id, app.now()).await? {
-        match line.send(id, &command.action, command.argument.as_deref()).await {
-            Err(error) if error.is_ours() => return Err(error.into()),
-            // What went wrong is written on the command.
-            Ok(_) | Err(_) => {}
+        let answered = line.exchange(id, &command.action, command.argument.as_deref()).await;
+        // Before the command counts as done: whoever waits for it reads the two logs next.
+        if let (Ok(answer), "log") = (&answered, command.action.as_str())
+            && answer.exit_status == Some(0)
+        {
+            keep_log(app, connection.id, &answer.output).await?;
         }
+        line.finish(id, &answered).await?;
     }
     line.close().await;
     Ok(())

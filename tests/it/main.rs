@@ -8,6 +8,7 @@ mod support;
 mod audit;
 mod billing;
 mod byos;
+mod byos_command_line;
 mod byos_gate;
 mod crash;
 mod digitalocean;

@@ -81,6 +81,8 @@ pub(crate) struct ConnectionView {
     latency_ms: Option<i32>,
     connected_at: Option<Time>,
     last_seen_at: Option<Time>,
+    /// When it was looked at last, whether it answered or not.
+    last_probe_at: Option<Time>,
     /// When it is looked at next; `null` if it is not any more: ask with `verify`.
     next_probe_at: Option<Time>,
     last_error: Option<ErrorView>,
@@ -168,6 +170,7 @@ pub(crate) async fn view(app: &App, connection: Connection) -> Result<Connection
         latency_ms: connection.latency_ms,
         connected_at: connection.connected_at,
         last_seen_at: connection.last_seen_at,
+        last_probe_at: connection.last_probe_at,
         next_probe_at: connection.next_probe_at,
         rotation_error: connection.rotation_error,
         revoked_at: connection.revoked_at,

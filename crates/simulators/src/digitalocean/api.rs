@@ -79,7 +79,10 @@ async fn answer(
                 } else if inner.read_only && request.method != "GET" {
                     Answer::error(403, "You do not have access for the attempted action.")
                 } else if !body.is_empty() && sent.is_none() {
-                    Answer::error(400, "The request body is not JSON.")
+                    match request.path[..] {
+                        ["v2", "tags"] => bad_tag(),
+                        _ => Answer::error(400, "The request body is not JSON."),
+                    }
                 } else {
                     if fault == Fault::Doubled {
                         simulator.carry_out(&mut inner, &request, now);
@@ -190,10 +193,7 @@ impl Simulator {
                     inner.tags.insert(name.to_owned());
                     Answer::new(201, json!({ "tag": { "name": name, "resources": tagged_counts() } }))
                 }
-                _ => Answer::new(
-                    400,
-                    json!({ "error": "Error validating resource", "messages": ["invalid name"], "root_causes": [] }),
-                ),
+                _ => bad_tag(),
             },
             (method @ ("POST" | "DELETE"), ["v2", "tags", tag, "resources"]) => {
                 if !inner.tags.contains(*tag) {
@@ -504,6 +504,12 @@ fn tagged_counts() -> Value {
         "count": 0, "droplets": { "count": 0 }, "images": { "count": 0 }, "volumes": { "count": 0 },
         "volume_snapshots": { "count": 0 }, "databases": { "count": 0 },
     })
+}
+
+/// Tags have a form of refusal of their own.
+fn bad_tag() -> Answer {
+    let refusal = json!({ "error": "Error validating resource", "messages": ["invalid name"], "root_causes": [] });
+    Answer::new(400, refusal)
 }
 
 fn is_name(name: &str) -> bool {
