@@ -26,6 +26,7 @@ use crate::{
     app::App,
     audit::events::{self, Cause, Event, Subject},
     billing::rules::Policy,
+    byos::hosts::Hosts,
     clock::{Clock, Time},
     config::Settings,
     ids::PlanId,
@@ -286,6 +287,7 @@ impl Runtime {
             local = Some(provider);
         }
         let app = App {
+            hosts: Arc::new(Hosts::new(pool.clone())),
             pool,
             clock,
             providers: Arc::new(providers),

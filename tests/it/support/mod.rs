@@ -17,6 +17,7 @@ use seedplane::{
     app::App,
     audit::events::Cause,
     billing::rules::Policy,
+    byos::hosts::Hosts,
     clock::Clock,
     ids::{PlanId, UserId},
     jobs::{self, Job},
@@ -182,6 +183,7 @@ impl World {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
         let app = App {
+            hosts: Arc::new(Hosts::new(pool.clone())),
             pool,
             clock: self.clock.clone(),
             providers: Arc::new(providers),
