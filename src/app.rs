@@ -7,6 +7,7 @@ use sqlx::PgPool;
 
 use crate::{
     billing::rules::Policy,
+    byos::hosts::Hosts,
     clock::{Clock, Time},
     mailer::Mailer,
     payments::PaymentGateway,
@@ -38,6 +39,8 @@ pub struct App {
     pub allow_private_servers: bool,
     /// The addresses that customers' servers see us come from, as `source-address` in certificates; any if not said.
     pub byos_source_address: Option<Arc<str>>,
+    /// How many sessions are open to customers' servers.
+    pub hosts: Arc<Hosts>,
     /// The folder beside the database where audit checkpoints are exported.
     pub checkpoint_file: Arc<std::path::Path>,
 }

@@ -27,6 +27,7 @@ use crate::{
     app::App,
     audit::events::{self, Cause, Event, Subject},
     billing::rules::Policy,
+    byos::hosts::Hosts,
     clock::{Clock, Time},
     config::Settings,
     ids::PlanId,
@@ -307,6 +308,7 @@ impl Runtime {
             providers.insert(digitalocean::DIGITALOCEAN, Arc::new(provider));
         }
         let app = App {
+            hosts: Arc::new(Hosts::new(pool.clone())),
             pool,
             clock,
             providers: Arc::new(providers),

@@ -1,7 +1,7 @@
 //! Runs named actions of the gate on customers' servers, each written down before it is sent. Together with the workers,
 //! the only thing that reaches a customer's server.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use jiff::Timestamp;
 use russh::keys::PrivateKey;
@@ -12,6 +12,7 @@ use super::{
     certificates,
     commands::{self, CommandStatus, Finished},
     connections::{self, Access, Connection},
+    hosts::{HostError, Place, Purpose},
     keys,
     ssh::{Answer, CommandError, Login, Session, SshError, Target},
 };
@@ -59,6 +60,9 @@ pub enum BrokerError {
         /// What it said.
         said: String,
     },
+    /// The server has as many sessions of ours as it gets; nothing was asked of it.
+    #[error("as many sessions as a server gets from us at once are open to it already; nothing was sent")]
+    Busy,
     /// There is no private key to log in with.
     #[error(transparent)]
     Key(#[from] keys::KeyError),
@@ -77,6 +81,7 @@ impl BrokerError {
             Self::NotTheGate { .. } => "not_restricted",
             Self::Refused(_) => "gate_refused",
             Self::Failed { .. } => "action_failed",
+            Self::Busy => "busy",
             Self::Key(_) => "no_private_key",
             Self::Database(_) => "database_failed",
         }
@@ -84,7 +89,16 @@ impl BrokerError {
 
     /// Whether it is about this installation and not about the server.
     pub fn is_ours(&self) -> bool {
-        matches!(self, Self::Database(_) | Self::Key(keys::KeyError::Secrets(_)))
+        matches!(self, Self::Busy | Self::Database(_) | Self::Key(keys::KeyError::Secrets(_)))
+    }
+}
+
+impl From<HostError> for BrokerError {
+    fn from(error: HostError) -> Self {
+        match error {
+            HostError::Busy => Self::Busy,
+            HostError::Database(error) => Self::Database(error),
+        }
     }
 }
 
@@ -143,6 +157,34 @@ pub fn gate_command(connection: ConnectionId) -> String {
     format!("{} {connection}", gate::GATE_PATH)
 }
 
+/// A place for one session at a connection's server.
+#[derive(Debug)]
+pub struct Way {
+    addresses: Vec<SocketAddr>,
+    place: Place,
+}
+
+fn target(app: &App, connection: &Connection) -> Target {
+    Target {
+        host: connection.host.clone(),
+        port: connection.ssh_port(),
+        pinned: connection.host_key.clone(),
+        allow_private: app.allow_private_servers,
+    }
+}
+
+impl Way {
+    /// Looks the server up and takes a place there.
+    ///
+    /// # Errors
+    /// [`BrokerError`]; [`BrokerError::Busy`] where there is none.
+    pub async fn find(app: &App, connection: &Connection, purpose: Purpose) -> Result<Self, BrokerError> {
+        let addresses = target(app, connection).addresses().await?;
+        let place = app.hosts.enter(&addresses, purpose).await?;
+        Ok(Self { addresses, place })
+    }
+}
+
 /// A session to the gate on one server.
 pub struct Line<'a> {
     app: &'a App,
@@ -158,23 +200,32 @@ impl std::fmt::Debug for Line<'_> {
 }
 
 impl<'a> Line<'a> {
-    /// Logs in with the key behind `secret_ref`.
+    /// Logs in with the key behind `secret_ref`, for something that was asked for.
     ///
     /// # Errors
     /// [`BrokerError`]; nothing was asked of the server.
     pub async fn open(app: &'a App, connection: &'a Connection, secret_ref: &str) -> Result<Self, BrokerError> {
+        let way = Way::find(app, connection, Purpose::Asked).await?;
+        Self::open_on(way, app, connection, secret_ref).await
+    }
+
+    /// The same in a place that was taken.
+    ///
+    /// # Errors
+    /// [`BrokerError`]; nothing was asked of the server.
+    pub async fn open_on(
+        way: Way,
+        app: &'a App,
+        connection: &'a Connection,
+        secret_ref: &str,
+    ) -> Result<Self, BrokerError> {
         let key = keys::private(app.secrets.as_ref(), secret_ref).await?;
         let login = match connection.access {
             Access::Key => Login::Key(key),
             Access::Certificate => certify(app, connection, &key).await?,
         };
-        let target = Target {
-            host: connection.host.clone(),
-            port: connection.ssh_port(),
-            pinned: connection.host_key.clone(),
-            allow_private: app.allow_private_servers,
-        };
-        let session = Session::open(&target, login).await?;
+        let target = target(app, connection);
+        let session = Session::open_at(&target, &way.addresses, login, Some(way.place)).await?;
         Ok(Self { app, connection, session })
     }
 

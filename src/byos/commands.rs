@@ -222,6 +222,15 @@ pub async fn list(
     .await
 }
 
+/// Whether a command that was asked for earlier over the same connection waits to be sent: what is put off is not overtaken.
+///
+/// # Errors
+/// Those of the database.
+pub async fn an_older_one_waits(executor: impl PgExecutor<'_>, than: &Command) -> sqlx::Result<bool> {
+    let older = list(executor, than.connection_id, Some(than.requested_at), 100).await?;
+    Ok(older.iter().any(|command| command.status == CommandStatus::Requested))
+}
+
 /// What a server was sent of a connection, oldest first, at least as far back as its log of 500 lines goes.
 ///
 /// # Errors

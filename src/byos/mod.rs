@@ -6,6 +6,7 @@ pub mod broker;
 pub mod certificates;
 pub mod commands;
 pub mod connections;
+pub mod hosts;
 pub mod keys;
 pub mod onboarding;
 pub mod ssh;

@@ -14,7 +14,10 @@ use russh::{
     },
 };
 
-use super::address::{self, AddressError};
+use super::{
+    address::{self, AddressError},
+    hosts::Place,
+};
 
 /// The account on the server: locked, and not root.
 pub const LOGIN: &str = "seedbox-mgr";
@@ -39,6 +42,21 @@ pub struct Target {
     pub pinned: Option<String>,
     /// Whether addresses that are not the internet's are connected to.
     pub allow_private: bool,
+}
+
+impl Target {
+    fn timed_out(&self) -> SshError {
+        SshError::TimedOut { host: self.host.clone(), port: self.port }
+    }
+
+    /// The addresses to connect to, looked up now.
+    ///
+    /// # Errors
+    /// [`SshError`], within 12 seconds.
+    pub async fn addresses(&self) -> Result<Vec<SocketAddr>, SshError> {
+        let looking = address::resolve(&self.host, self.port, self.allow_private);
+        Ok(tokio::time::timeout(LOGIN_WITHIN, looking).await.map_err(|_| self.timed_out())??)
+    }
 }
 
 /// What was seen of a server that was reached.
@@ -200,15 +218,51 @@ pub enum Login {
     },
 }
 
-/// A session that is logged in.
-pub struct Session {
+/// How long the server may take to end a session that we have left.
+const LEAVE_WITHIN: Duration = Duration::from_secs(2);
+
+/// What a session is over: leaving it ends it on the server too.
+struct Open {
     handle: client::Handle<Pin>,
+    /// The same socket once more, to see when the server has closed it.
+    socket: Option<tokio::net::TcpStream>,
+    /// Held until the server has ended the session.
+    place: Option<Place>,
+}
+
+impl Open {
+    async fn leave(self) {
+        let Self { handle, socket, place } = self;
+        let ended = async {
+            let _it_may_be_gone = handle.disconnect(Disconnect::ByApplication, "", "").await;
+            let _however_it_ended = handle.await;
+            if let Some(mut socket) = socket {
+                let mut rest = [0; 4096];
+                while tokio::io::AsyncReadExt::read(&mut socket, &mut rest).await.is_ok_and(|read| read > 0) {}
+            }
+        };
+        let _a_server_that_lingers = tokio::time::timeout(LEAVE_WITHIN, ended).await;
+        drop(place);
+    }
+}
+
+/// A session that is logged in. Dropping it leaves it too, behind the caller's back.
+pub struct Session {
+    open: Option<Open>,
     /// The server.
     pub seen: Seen,
     /// How long connecting and logging in took.
     pub latency: Duration,
     /// When it ends, with the certificate that opened it.
     ends_at: Option<tokio::time::Instant>,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if let (Some(open), Ok(runtime)) = (self.open.take(), tokio::runtime::Handle::try_current()) {
+            runtime.spawn(open.leave());
+        }
+    }
 }
 
 impl std::fmt::Debug for Session {
@@ -266,18 +320,37 @@ impl Session {
     /// # Errors
     /// [`SshError`], within 12 seconds whatever the other side does.
     pub async fn open(target: &Target, login: Login) -> Result<Self, SshError> {
-        let (host, port) = (target.host.clone(), target.port);
-        match tokio::time::timeout(LOGIN_WITHIN, Self::connect(target, login)).await {
+        let addresses = target.addresses().await?;
+        Self::open_at(target, &addresses, login, None).await
+    }
+
+    /// The same at addresses that were looked up, in a place that is held until the server has ended the session.
+    ///
+    /// # Errors
+    /// [`SshError`], within 12 seconds whatever the other side does.
+    pub async fn open_at(
+        target: &Target,
+        addresses: &[SocketAddr],
+        login: Login,
+        place: Option<Place>,
+    ) -> Result<Self, SshError> {
+        match tokio::time::timeout(LOGIN_WITHIN, Self::connect(target, addresses, login, place)).await {
             Ok(opened) => opened,
-            Err(_) => Err(SshError::TimedOut { host, port }),
+            Err(_) => Err(target.timed_out()),
         }
     }
 
-    async fn connect(target: &Target, login: Login) -> Result<Self, SshError> {
+    async fn connect(
+        target: &Target,
+        addresses: &[SocketAddr],
+        login: Login,
+        place: Option<Place>,
+    ) -> Result<Self, SshError> {
         let started = Instant::now();
         let (host, port) = (target.host.clone(), target.port);
-        let addresses = address::resolve(&host, port, target.allow_private).await?;
-        let stream = reach(&host, port, &addresses).await?;
+        let unusable =
+            |error: std::io::Error| SshError::Unreachable { host: host.clone(), port, why: error.to_string() };
+        let (stream, socket) = twice(reach(&host, port, addresses).await?).map_err(unusable)?;
         let protocol = |why: String| SshError::Protocol { host: host.clone(), why };
         let pinned = match &target.pinned {
             Some(text) => Some(PublicKey::from_openssh(text).map_err(|error| protocol(error.to_string()))?),
@@ -315,8 +388,14 @@ impl Session {
             ),
         };
         match answered {
-            Ok(result) if result.success() => Ok(Self { handle, seen, latency: started.elapsed(), ends_at }),
-            Ok(_) => Err(SshError::Refused { seen: Box::new(seen) }),
+            Ok(result) if result.success() => {
+                let open = Some(Open { handle, socket, place });
+                Ok(Self { open, seen, latency: started.elapsed(), ends_at })
+            }
+            Ok(_) => {
+                Open { handle, socket, place }.leave().await;
+                Err(SshError::Refused { seen: Box::new(seen) })
+            }
             Err(error) => Err(protocol(error.to_string())),
         }
     }
@@ -333,7 +412,8 @@ impl Session {
         }
         let within = left.map_or(within, |left| left.min(within));
         let work = async {
-            let mut channel = self.handle.channel_open_session().await.map_err(broken)?;
+            let open = self.open.as_ref().ok_or_else(|| CommandError::Broken("it was left".to_owned()))?;
+            let mut channel = open.handle.channel_open_session().await.map_err(broken)?;
             channel.exec(true, command).await.map_err(broken)?;
             let (mut output, mut complaint, mut exit_status, mut read) = (Vec::new(), Vec::new(), None, 0);
             // To the end of the channel: the exit status may come before the last of the output.
@@ -362,11 +442,21 @@ impl Session {
         tokio::time::timeout(within, work).await.unwrap_or(Err(CommandError::TimedOut(within.as_secs())))
     }
 
-    /// Says good-bye. Dropping a session closes it too.
-    pub async fn close(self) {
-        let goodbye = self.handle.disconnect(Disconnect::ByApplication, "", "");
-        let _it_may_be_gone = tokio::time::timeout(Duration::from_secs(1), goodbye).await;
+    /// Says good-bye, and waits a moment for the server to end the session.
+    pub async fn close(mut self) {
+        if let Some(open) = self.open.take() {
+            open.leave().await;
+        }
     }
+}
+
+/// A socket, and the same one once more where the system has a handle left.
+fn twice(
+    stream: tokio::net::TcpStream,
+) -> Result<(tokio::net::TcpStream, Option<tokio::net::TcpStream>), std::io::Error> {
+    let stream = stream.into_std()?;
+    let again = stream.try_clone().and_then(tokio::net::TcpStream::from_std).ok();
+    Ok((tokio::net::TcpStream::from_std(stream)?, again))
 }
 
 /// A connection to the first of the addresses that takes one.

@@ -3,24 +3,27 @@
 //! No transaction is open while a server is talked to. What was seen is written fenced by the version that was read; where
 //! somebody else wrote first, it is looked at again.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use jiff::SignedDuration;
 use seedplane_provisioning::node::gate;
 use serde_json::json;
-use sha2::{Digest, Sha256};
 use sqlx::PgConnection;
-use tokio::{sync::Semaphore, task::JoinSet};
+use tokio::task::JoinSet;
 
-use super::StepError;
+use super::{
+    StepError,
+    byos_log::{keep_log, note_log},
+};
 use crate::{
     alerts,
     app::App,
     audit::events::Cause,
     byos::{
-        broker::{BrokerError, Hello, Line, os_name},
+        broker::{BrokerError, Hello, Line, Way, os_name},
         commands::{self, CommandStatus, Finished},
         connections::{self, Connection, ConnectionStatus, Revocation},
+        hosts::Purpose,
         keys,
         ssh::{Seen, SshError},
     },
@@ -34,8 +37,11 @@ use crate::{
     seedbox::lifecycle::TransitionError,
 };
 
-/// How many servers are looked at at once.
-const AT_ONCE: usize = 32;
+/// For how long a round of looks keeps its worker; what is not done then goes on without one.
+const ROUND: Duration = Duration::from_secs(10);
+
+/// For how long a revocation is put off because others use all the sessions that the server gets.
+const REVOKE_WAITS: SignedDuration = SignedDuration::from_mins(2);
 
 /// A server that answers is looked at this often, give or take a fifth.
 const PROBE_EVERY: SignedDuration = SignedDuration::from_mins(5);
@@ -55,11 +61,21 @@ const LOG_EVERY: SignedDuration = SignedDuration::from_hours(1);
 /// How often a revocation tries to reach a server before it goes on without.
 const REVOKE_TRIES: u32 = 2;
 
-/// How often a log is written that somebody else's write keeps coming before; the next look fetches it again.
-const LOG_TRIES: u32 = 3;
-
-fn server(connection: &Connection) -> Server<'_> {
+pub(super) fn server(connection: &Connection) -> Server<'_> {
     Server { user_id: connection.user_id, id: connection.id, label: &connection.label, host: &connection.host }
+}
+
+/// A round of looks as a job: servers that hang do not keep its worker. What is cut off with this process is soon due again.
+///
+/// # Errors
+/// Those of the database.
+pub async fn round(app: &App) -> Result<(), StepError> {
+    let app = app.clone();
+    let looking = tokio::spawn(async move { probe_due(&app).await });
+    match tokio::time::timeout(ROUND, looking).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) | Err(_) => Ok(()),
+    }
 }
 
 /// Looks at every connection that is due, and sees to what lost its job.
@@ -78,16 +94,15 @@ pub async fn probe_due(app: &App) -> Result<(), StepError> {
     drop(connection);
     commands::forget_old(&app.pool, now).await?;
     let due = connections::claim_due(&app.pool, now).await?;
-    let room = Arc::new(Semaphore::new(AT_ONCE));
     let mut looking = JoinSet::new();
     for id in due {
-        let (app, room) = (app.clone(), Arc::clone(&room));
+        let app = app.clone();
         looking.spawn(async move {
-            let _one_of_them = room.acquire_owned().await;
-            if let Err(error) = probe(&app, id).await
-                && !matches!(error, StepError::Transition(TransitionError::Stale))
-            {
-                tracing::warn!(connection = %id, %error, "a customer's server could not be looked at; it is tried again");
+            match probe_for(&app, id, Purpose::Round).await {
+                Ok(()) | Err(StepError::Transition(TransitionError::Stale)) => {}
+                Err(error) => {
+                    tracing::warn!(connection = %id, %error, "a customer's server could not be looked at; it is tried again");
+                }
             }
         });
     }
@@ -109,8 +124,12 @@ struct Alive {
     log: Option<String>,
 }
 
-async fn look(app: &App, connection: &Connection) -> Look {
-    let line = match Line::open(app, connection, &connection.secret_ref).await {
+async fn look(app: &App, connection: &Connection, way: Result<Way, BrokerError>) -> Look {
+    let opened = match way {
+        Ok(way) => Line::open_on(way, app, connection, &connection.secret_ref).await,
+        Err(error) => Err(error),
+    };
+    let line = match opened {
         Ok(line) => line,
         Err(error) => {
             let seen = if let BrokerError::Ssh(ssh) = &error { ssh.seen().cloned() } else { None };
@@ -134,15 +153,25 @@ async fn look(app: &App, connection: &Connection) -> Look {
 /// Looks at one server now and writes what was seen.
 ///
 /// # Errors
-/// Those of the database, and [`TransitionError::Stale`] if somebody else wrote first.
+/// Those of the database, [`BrokerError::Busy`], and [`TransitionError::Stale`] if somebody else wrote first.
 pub async fn probe(app: &App, id: ConnectionId) -> Result<(), StepError> {
-    let Some(mut connection) = connections::find(&app.pool, id).await? else { return Ok(()) };
-    // A changed host key waits for its owner: not even a login is tried.
-    let frozen = connection.seen_host_key.is_some();
-    if connection.status == ConnectionStatus::Revoked || connection.revoke_requested_at.is_some() || frozen {
-        return Ok(());
-    }
-    let looked = look(app, &connection).await;
+    probe_for(app, id, Purpose::Look).await
+}
+
+/// A connection that can be looked at. A changed host key waits for its owner: not even a login is tried.
+async fn to_look_at(app: &App, id: ConnectionId) -> sqlx::Result<Option<Connection>> {
+    Ok(connections::find(&app.pool, id).await?.filter(|connection| {
+        let over = connection.status == ConnectionStatus::Revoked || connection.revoke_requested_at.is_some();
+        !over && connection.seen_host_key.is_none()
+    }))
+}
+
+async fn probe_for(app: &App, id: ConnectionId, purpose: Purpose) -> Result<(), StepError> {
+    let Some(connection) = to_look_at(app, id).await? else { return Ok(()) };
+    let way = Way::find(app, &connection, purpose).await;
+    // As it is after the wait for a place.
+    let Some(mut connection) = to_look_at(app, id).await? else { return Ok(()) };
+    let looked = look(app, &connection, way).await;
     if let Err(error) = &looked.result
         && error.is_ours()
     {
@@ -188,32 +217,6 @@ async fn note_seen_in(
     }
     if connection.host_key.as_ref() == Some(&seen.host_key) {
         connection.server_version = Some(seen.server_version.clone());
-    }
-    Ok(())
-}
-
-/// Keeps the server's own log and compares it with our record.
-async fn note_log(
-    tx: &mut PgConnection,
-    connection: &mut Connection,
-    text: &str,
-    sent: &[commands::Command],
-    now: Time,
-) -> Result<(), StepError> {
-    let lines = commands::read_log(text, connection.id);
-    let differences = commands::compare(&lines, sent, commands::goes_back_to(connection, now));
-    connection.server_log = Some(text.to_owned());
-    connection.server_log_at = Some(now);
-    connection.log_differences = Some(i32::try_from(differences.len()).unwrap_or(i32::MAX));
-    let Some(newest) = differences.last() else { return Ok(()) };
-    let sentences: Vec<String> = differences.iter().map(commands::Difference::sentence).collect();
-    let detail = format!("{} ({}): {}", connection.label, connection.host, sentences.join("; "));
-    alerts::raise(&mut *tx, "byos_log_differs", &connection.id.to_string(), &detail, now).await?;
-    // The same differences stay in the log for a while: they are told of once.
-    let key = hex::encode(&Sha256::digest(newest.sentence().as_bytes())[..16]);
-    if mailer::notify_in(tx, words::log_differs(server(connection), &sentences, &key), now).await? {
-        let after = json!({ "differences": differences });
-        connections::record_in(tx, connection, "connection.log_differs", after, now, &Cause::system()).await?;
     }
     Ok(())
 }
@@ -365,26 +368,6 @@ fn next_after_failure(connection: &Connection, now: Time) -> Option<Time> {
     Some(Time(now.0 + wait))
 }
 
-/// Keeps a server's own log that its owner asked for, as a look every hour does.
-async fn keep_log(app: &App, id: ConnectionId, text: &str) -> Result<(), StepError> {
-    for _ in 0..LOG_TRIES {
-        let Some(mut connection) = connections::find(&app.pool, id).await? else { return Ok(()) };
-        let (sent, now) = (commands::sent(&app.pool, id).await?, app.now());
-        let mut tx = app.pool.begin().await?;
-        note_log(&mut tx, &mut connection, text, &sent, now).await?;
-        match connections::write_in(&mut tx, &mut connection).await {
-            Ok(()) => {
-                tx.commit().await?;
-                return Ok(());
-            }
-            // A look wrote in between.
-            Err(TransitionError::Stale) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
-}
-
 /// Sends a command that its owner asked for, once.
 ///
 /// # Errors
@@ -407,6 +390,9 @@ pub async fn run_command(app: &App, id: CommandId) -> Result<(), StepError> {
     if connection.status != ConnectionStatus::Connected || connection.revoke_requested_at.is_some() {
         give_up(&format!("it was not sent: the connection is {}", connection.status)).await?;
         return Ok(());
+    }
+    if commands::an_older_one_waits(&app.pool, &command).await? {
+        return Err(BrokerError::Busy.into());
     }
     let ready = async {
         let line = Line::open(app, &connection, &connection.secret_ref).await?;
@@ -545,7 +531,12 @@ pub async fn revoke(app: &App, id: ConnectionId) -> Result<(), StepError> {
                 connection.locked_out_at = Some(now);
                 json!({ "locked_out_at": now })
             }
-            Err(error) if error.is_ours() => return Err(error.into()),
+            Err(BrokerError::Busy)
+                if connection.revoke_requested_at.is_some_and(|at| now.duration_since(at.0) < REVOKE_WAITS) =>
+            {
+                return Err(BrokerError::Busy.into());
+            }
+            Err(error) if error.is_ours() && !matches!(error, BrokerError::Busy) => return Err(error.into()),
             Err(error) => {
                 connection.revocation = Some(Revocation::Unverified);
                 connection.last_error_kind = Some(error.kind().to_owned());

@@ -16,7 +16,7 @@ use crate::{
     app::App,
     audit::chain,
     billing::sweep::CLOCK_JUMPED,
-    byos::broker::BrokerError,
+    byos::{broker::BrokerError, commands},
     clock::{JumpWatch, Time},
     ids::{AttemptId, CommandId, ConnectionId, TopupId, UserId},
     jobs::{self, Job},
@@ -25,6 +25,7 @@ use crate::{
 };
 
 pub mod byos_connector;
+mod byos_log;
 pub mod payments;
 pub mod reconciler;
 pub mod seedbox_billing;
@@ -172,18 +173,24 @@ tasks! {
         }
         Ok(())
     };
-    ProbeConnections = "probe_connections" {} |app, _task| async move { byos_connector::probe_due(&app).await };
+    ProbeConnections = "probe_connections" {} |app, _task| async move { byos_connector::round(&app).await };
     ProbeConnection = "probe_connection" { connection_id: ConnectionId } |app, task| async move {
-        byos_connector::probe(&app, task.connection_id).await
+        let done = byos_connector::probe(&app, task.connection_id).await;
+        unless_busy(&app, Job::ProbeConnection(task.connection_id), done).await
     };
     RunCommand = "run_command" { command_id: CommandId } |app, task| async move {
-        byos_connector::run_command(&app, task.command_id).await
+        let done = byos_connector::run_command(&app, task.command_id).await;
+        let Err(StepError::Broker(BrokerError::Busy)) = &done else { return done };
+        let Some(command) = commands::by_id(&app.pool, task.command_id).await? else { return Ok(()) };
+        unless_busy(&app, Job::RunCommand { command: command.id, connection: command.connection_id }, done).await
     };
     RotateConnection = "rotate_connection" { connection_id: ConnectionId } |app, task| async move {
-        byos_connector::rotate(&app, task.connection_id).await
+        let done = byos_connector::rotate(&app, task.connection_id).await;
+        unless_busy(&app, Job::RotateConnection(task.connection_id), done).await
     };
     RevokeConnection = "revoke_connection" { connection_id: ConnectionId } |app, task| async move {
-        byos_connector::revoke(&app, task.connection_id).await
+        let done = byos_connector::revoke(&app, task.connection_id).await;
+        unless_busy(&app, Job::RevokeConnection(task.connection_id), done).await
     };
     Reconcile = "reconcile" {} |app, _task| async move {
         accounts::forget(&app.pool, app.now()).await?;
@@ -194,6 +201,17 @@ tasks! {
         chain::seal(&app).await?;
         Ok(())
     };
+}
+
+/// Asks for a job to be run again soon if the server has as many sessions of ours as it gets: no worker waits for one.
+async fn unless_busy(app: &App, job: Job, done: Result<(), StepError>) -> Result<(), StepError> {
+    match done {
+        Err(StepError::Broker(BrokerError::Busy)) => {
+            let wait = Duration::from_millis(u64::from(rand::random::<u8>()) * 2 + 200);
+            Ok(again(app, job, wait).await?)
+        }
+        done => done,
+    }
 }
 
 /// Asks for a job to be run after `wait` of the system's time.

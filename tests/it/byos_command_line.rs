@@ -157,6 +157,21 @@ async fn an_owner_connects_uses_and_revokes_a_server_from_the_command_line() {
         assert!(owner.ends(&["run", "my box", "log"], 0).contains(" service-restart nginx "));
         let two = owner.ends(&["log", "my box"], 0);
         assert!(two.contains("The two agree") && two.contains("begin, exit="), "{two}");
+        // Its owner rotates the server's log, as the documentation says: that is no difference, and nothing is lost.
+        let (log, old_log) = (gate::LOG_PATH, format!("{}.1", gate::LOG_PATH));
+        let written = std::fs::read_to_string(server.path(log)).unwrap();
+        let (bytes, lines) = (written.len(), written.lines().count());
+        assert!((100..125).contains(&(bytes / lines)), "a line is about 110 bytes: {bytes} in {lines}");
+        let rotate = format!(
+            "chattr -a {log}; mv {log} {old_log} && : >{log} && chown seedbox-mgr:seedbox-mgr {log} && chmod 640 {log} \
+             && {{ chattr +a {log} || true; }}"
+        );
+        assert!(server.run_as_root(&rotate).unwrap().status.success());
+        owner.ends(&["run", "my box", "disk"], 0);
+        owner.ends(&["run", "my box", "log"], 0);
+        let two = owner.ends(&["log", "my box"], 0);
+        assert!(two.contains("The two agree") && two.contains("(no line in what was fetched)"), "{two}");
+
         // Somebody uses our key behind our back.
         let forged = format!("2027-01-01T00:00:00Z {id} {} disk - begin", uuid::Uuid::new_v4());
         assert!(server.run_as_root(&format!("echo '{forged}' >>{}", gate::LOG_PATH)).unwrap().status.success());

@@ -1221,6 +1221,46 @@ fn installer_can_be_run_twice_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn installer_warns_of_an_sshd_that_takes_what_acts_before_the_gate() {
+    if !supported() {
+        return;
+    }
+    let site = Site::bare();
+    let settings = |lines: &str| fs::write(site.server.path("/etc/ssh/sshd_config"), lines).unwrap();
+    for shell in SHELLS {
+        site.use_shell(shell);
+        for (lines, named) in [
+            ("AcceptEnv *\n", &["LD_PRELOAD", "LD_LIBRARY_PATH", "LD_AUDIT", "SHELLOPTS", "BASH_ENV", "ENV"][..]),
+            ("AcceptEnv LANG LC_* LD_*\n", &["LD_PRELOAD", "LD_LIBRARY_PATH", "LD_AUDIT"]),
+            ("AcceptEnv LANG\nAcceptEnv ?ASH_ENV\n", &["BASH_ENV"]),
+            ("acceptenv ENV SHELLOPTS\n", &["ENV", "SHELLOPTS"]),
+            ("Match User seedbox-mgr\nAcceptEnv LD_PRELOAD\n", &["LD_PRELOAD"]),
+            ("Match User somebody-else\nAcceptEnv *\n", &[]),
+            ("AcceptEnv LANG LC_* COLORTERM NO_COLOR [A-Z]*\n", &[]),
+            ("AcceptEnv L? E BASH_ENVIRONMENT\n", &[]),
+            ("", &[]),
+        ] {
+            settings(lines);
+            let said = site.add().ok();
+            assert!(said.contains("\nDone. "), "it goes on all the same: {said}");
+            let mut warned: Vec<&str> = said
+                .lines()
+                .skip_while(|line| !line.starts_with("WARNING: "))
+                .filter_map(|line| line.strip_prefix("  "))
+                .collect();
+            let mut named = named.to_vec();
+            named.sort_unstable();
+            warned.sort_unstable();
+            assert_eq!(warned, named, "{shell}, {lines:?}: {said}");
+            assert_eq!(said.contains("AcceptEnv with "), !named.is_empty(), "{said}");
+        }
+    }
+    // One that cannot be asked says nothing, and stops nothing.
+    settings("NoSuchSetting yes\n");
+    assert!(!site.add().ok().contains("WARNING"));
+}
+
+#[test]
 fn installer_changes_nothing_when_it_is_called_wrongly() {
     if !supported() {
         return;

@@ -10,6 +10,7 @@ mod billing;
 mod byos;
 mod byos_command_line;
 mod byos_gate;
+mod byos_hosts;
 mod crash;
 mod digitalocean;
 mod drift;

@@ -1,3 +1,4 @@
 //! Customers' own servers.
 
 pub mod connections;
+pub(crate) mod view;

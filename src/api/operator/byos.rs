@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::{
     api::{
-        byos::connections::{ConnectionView, view},
+        byos::view::{ConnectionView, view},
         error::{Body, Id, Problem},
     },
     app::App,

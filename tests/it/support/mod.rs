@@ -17,6 +17,7 @@ use seedplane::{
     app::App,
     audit::events::Cause,
     billing::rules::Policy,
+    byos::hosts::Hosts,
     clock::Clock,
     ids::{PlanId, UserId},
     jobs::{self, Job},
@@ -234,6 +235,7 @@ impl World {
             providers.insert(digitalocean::DIGITALOCEAN, provider);
         }
         let app = App {
+            hosts: Arc::new(Hosts::new(pool.clone())),
             pool,
             clock: self.clock.clone(),
             providers: Arc::new(providers),

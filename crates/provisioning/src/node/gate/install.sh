@@ -272,6 +272,30 @@ warn_about_sshd() {
     done
 }
 
+# What sshd takes from whoever logs in is in force before the gate is: some of it decides what the gate's shell loads and runs.
+warn_about_environment() {
+    settings=$(sshd -T -C "user=$user,host=localhost,addr=127.0.0.1" 2>/dev/null) || return 0
+    exposed='' by=''
+    for name in LD_PRELOAD LD_LIBRARY_PATH LD_AUDIT SHELLOPTS BASH_ENV ENV; do
+        for pattern in $(printf '%s\n' "$settings" | sed -n 's/^acceptenv //p'); do
+            # With other characters in it a word is not the same pattern to this shell as to sshd, and fits none of these.
+            case $pattern in *[!A-Za-z0-9_*?]*) continue ;; esac
+            # shellcheck disable=SC2254 # the expansion is the pattern
+            case $name in $pattern) ;; *) continue ;; esac
+            exposed="$exposed$newline  $name"
+            case "$by " in *" $pattern "*) ;; *) by="$by $pattern" ;; esac
+            break
+        done
+    done
+    [ -n "$exposed" ] || return 0
+    say
+    say "WARNING: sshd on this server takes environment variables from whoever logs in that act before the gate starts:$exposed"
+    say "They come in by AcceptEnv with$by."
+    say "Whoever had our key could do more here than the gate allows. Everything was installed all the same."
+    say "Name in AcceptEnv only what you need, for example LANG LC_*, in /etc/ssh/sshd_config and /etc/ssh/sshd_config.d, and"
+    say "have sshd read it again (systemctl reload ssh, or rc-service sshd reload). Until then take our key away with remove."
+}
+
 show_host_keys() {
     say
     say "The fingerprints of this server's SSH keys. Compare them with the one that the dashboard shows once it has connected:"
@@ -298,6 +322,7 @@ add() {
     add_key
     warn_about_sshd
     show_host_keys
+    warn_about_environment
     say
     say "Done. To take it back: sh install.sh remove --connection $connection"
 }
