@@ -2,7 +2,7 @@
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo run test node-test check sqlx deny
+.PHONY: help setup demo run test node-test peers check sqlx deny
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -31,11 +31,15 @@ node-test: ## boot the node image for real, as root, and try what a node promise
 	@scripts/setup build
 	@scripts/node-test $(ARGS)
 
+peers: ## hold the stand-in for DigitalOcean to its own client, a validating proxy and a fuzzer
+	@scripts/setup build
+	@scripts/peers
+
 check: setup ## formatting, lints, and whether .sqlx is what the queries and the migrations give
 	@cargo fmt --all --check
 	@cargo clippy --workspace --all-targets -- -D warnings
 	@scripts/sqlx --check
-	@shellcheck -x scripts/setup scripts/sqlx scripts/dev-database scripts/node-test
+	@shellcheck -x scripts/setup scripts/sqlx scripts/dev-database scripts/node-test scripts/peers
 	@shellcheck -s sh crates/provisioning/src/node/gate/*.sh
 	@shellcheck crates/provisioning/src/node/image/*.sh
 
