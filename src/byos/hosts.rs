@@ -86,23 +86,28 @@ struct Shared {
 }
 
 impl Shared {
-    /// Takes a place before other copies. False if one of them has it; which connection holds it otherwise.
+    /// Takes a place before other copies, and says which connection holds it; `None` if one of them has it.
     async fn take(&mut self, pool: &PgPool, key: i64) -> sqlx::Result<Option<u64>> {
-        if self.connection.is_none() {
-            // Not one of the pool's: it is kept for as long as this copy runs.
-            self.connection = Some(pool.acquire().await?.detach());
-            self.number += 1;
-        }
-        let Some(connection) = &mut self.connection else { return Ok(None) };
-        let taken = sqlx::query_scalar::<_, bool>("select pg_try_advisory_lock($1)").bind(key);
-        match taken.fetch_one(&mut *connection).await {
-            Ok(taken) => Ok(taken.then_some(self.number)),
-            Err(error) => {
-                // Its end frees what it held.
-                self.connection = None;
-                Err(error)
+        if let Some(connection) = &mut self.connection {
+            match Self::try_lock(connection, key).await {
+                Ok(taken) => return Ok(taken.then_some(self.number)),
+                // It broke while nobody looked, and another one will do. Its end frees what it held.
+                Err(error) => {
+                    tracing::warn!(%error, "the connection that holds sessions' places broke; another is opened")
+                }
             }
+            self.connection = None;
         }
+        // Not one of the pool's: it is kept for as long as this copy runs.
+        let mut connection = pool.acquire().await?.detach();
+        let taken = Self::try_lock(&mut connection, key).await?;
+        self.connection = Some(connection);
+        self.number += 1;
+        Ok(taken.then_some(self.number))
+    }
+
+    async fn try_lock(connection: &mut PgConnection, key: i64) -> sqlx::Result<bool> {
+        sqlx::query_scalar("select pg_try_advisory_lock($1)").bind(key).fetch_one(connection).await
     }
 
     async fn give_back(&mut self, key: i64, number: u64) {

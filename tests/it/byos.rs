@@ -46,7 +46,7 @@ fn path(connection: &Value) -> String {
 }
 
 /// Connects the server as its owner does: asks for the line, pastes it, looks again.
-async fn connect(test: &TestApp, owner: &Person, server: &StandInServer) -> Value {
+pub async fn connect(test: &TestApp, owner: &Person, server: &StandInServer) -> Value {
     let body = json!({ "host": "127.0.0.1", "port": server.port(), "label": "my box" });
     let pending = test.post(owner, "/api/byos/connections", body).await;
     let line = pending["onboarding"]["line"].as_str().unwrap().to_owned();

@@ -1,13 +1,20 @@
 //! How many SSH sessions one host gets from us at once, whoever's connections lead there and however many copies run.
 
-use std::{collections::HashSet, time::Instant};
+use std::{
+    collections::HashSet,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
+use jiff::SignedDuration;
+use reqwest::Method;
+use seedplane::byos::hosts::{HostError, Place, Purpose};
 use seedplane_provisioning::node::gate;
 use serde_json::{Value, json};
 
 use crate::{
-    byos::stand_in,
-    support::{PATIENCE, World},
+    byos::{connect, stand_in},
+    support::{PATIENCE, TestApp, World},
 };
 
 /// The most sessions that were open at once, in what an sshd logged of itself: a connection to its end.
@@ -111,4 +118,60 @@ async fn one_host_gets_two_sessions_at_once_and_keeps_no_other_host_waiting() {
     );
     assert_eq!(most, 2, "{}", at_first.join("\n"));
     drop(other_copy);
+}
+
+/// A place at a host, as soon as there is one.
+async fn place(test: &TestApp, host: SocketAddr) -> Place {
+    let started = Instant::now();
+    loop {
+        match test.app.hosts.enter(&[host], Purpose::Asked).await {
+            Ok(place) => return place,
+            Err(HostError::Busy) => assert!(started.elapsed() < PATIENCE, "no place becomes free"),
+            Err(error) => panic!("{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_finds_no_place_is_put_off_and_a_revocation_not_for_long() {
+    let Some(server) = stand_in(1) else { return };
+    let world = World::new().await;
+    let (test, other_copy) = (world.start(true).await, world.start(false).await);
+    let owner = test.customer().await;
+    let connected = connect(&test, &owner, &server).await;
+    let path = format!("/api/byos/connections/{}", connected["id"].as_str().unwrap());
+    test.idle().await;
+    let host = SocketAddr::from(([127, 0, 0, 1], server.port()));
+    let taken = [place(&other_copy, host).await, place(&other_copy, host).await];
+    for copy in [&test, &other_copy] {
+        let more = copy.app.hosts.enter(&[host], Purpose::Asked).await;
+        assert!(matches!(more, Err(HostError::Busy)), "{more:?}");
+    }
+    let asked = test.post(&owner, &format!("{path}/run"), json!({ "action": "disk" })).await;
+    let command = format!("{path}/commands/{}", asked["id"].as_str().unwrap());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let waits = test.get(&owner, &command).await;
+    assert_eq!((&waits["status"], &waits["sent_at"]), (&json!("requested"), &Value::Null), "it is no failure: {waits}");
+    // With the connection that holds them, the places of a copy are free: nothing has to be waited for after a crash.
+    let ended: Vec<bool> = sqlx::query_scalar(
+        "select pg_terminate_backend(pid) from pg_locks join pg_database on oid = database
+         where locktype = 'advisory' and datname = current_database()",
+    )
+    .fetch_all(&world.owner().await)
+    .await
+    .unwrap();
+    assert!(!ended.is_empty() && ended.iter().all(|ended| *ended));
+    let done = test.until(&owner, &command, |command| command["status"] == "done").await;
+    assert_eq!(done["exit_status"], 0);
+    drop(taken);
+
+    let _taken = [place(&other_copy, host).await, place(&other_copy, host).await];
+    test.call(Some(&owner), Method::DELETE, &path, None).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let waits = test.get(&owner, &path).await;
+    assert_eq!((&waits["status"], &waits["revoking"]), (&json!("connected"), &json!(true)));
+    test.advance(SignedDuration::from_mins(3)).await;
+    let revoked = test.until(&owner, &path, |connection| connection["status"] == "revoked").await;
+    assert_eq!((&revoked["revocation"], &revoked["last_error"]["kind"]), (&json!("unverified"), &json!("busy")));
 }
