@@ -106,7 +106,7 @@ mod tests {
         fs,
         os::unix::fs::{PermissionsExt, symlink},
         path::PathBuf,
-        process::Command,
+        process::{Command, Stdio},
     };
 
     use super::*;
@@ -147,6 +147,9 @@ seedbox-mgr ALL=(root) NOPASSWD: /usr/sbin/seedplane-node wipe
 
     const OLD: &str = "[Preferences]\nWebUI\\Username=seed\nWebUI\\Password_PBKDF2=\"@ByteArray(old)\"\n";
 
+    /// Writes down each call with what it was given, `--` after it.
+    const NFT: &str = "{ echo \"$*\"; cat; echo --; } >>\"${0%/*}/calls\"";
+
     /// The node's script, with its folders below one of the test's and a service manager that does nothing.
     struct Node {
         folder: tempfile::TempDir,
@@ -157,7 +160,7 @@ seedbox-mgr ALL=(root) NOPASSWD: /usr/sbin/seedplane-node wipe
             let node = Self { folder: tempfile::tempdir().unwrap() };
             let programs = node.path("programs");
             fs::create_dir(&programs).unwrap();
-            for (name, text) in [("systemctl", "exit 0"), ("curl", "printf 403"), ("chown", "exit 0")] {
+            for (name, text) in [("systemctl", "exit 0"), ("curl", "printf 403"), ("chown", "exit 0"), ("nft", NFT)] {
                 fs::write(programs.join(name), format!("#!/bin/sh\n{text}\n")).unwrap();
                 fs::set_permissions(programs.join(name), fs::Permissions::from_mode(0o755)).unwrap();
             }
@@ -165,7 +168,9 @@ seedbox-mgr ALL=(root) NOPASSWD: /usr/sbin/seedplane-node wipe
             let script = NODE
                 .replace("PATH=/usr/sbin", &format!("PATH={root}programs:/usr/sbin"))
                 .replace("/srv/seedbox", &format!("{root}home"))
-                .replace("/var/lib/seedplane/state", &format!("{root}state"));
+                .replace("/var/lib/seedplane/state", &format!("{root}state"))
+                .replace("/etc/seedplane", &root);
+            fs::write(node.path("node.conf"), "TORRENT_PORT='51413'\n").unwrap();
             fs::write(node.path("node.sh"), script).unwrap();
             fs::create_dir_all(node.path("home/profile/qBittorrent/config")).unwrap();
             fs::write(node.configuration(), configuration).unwrap();
@@ -238,6 +243,24 @@ seedbox-mgr ALL=(root) NOPASSWD: /usr/sbin/seedplane-node wipe
         symlink(&elsewhere, &home).unwrap();
         assert_eq!(node.rotate(":"), (Some(1), OLD.to_owned()), "nor another folder");
         assert_eq!(fs::read_dir(elsewhere.join("config")).unwrap().count(), 1, "and nothing is left there");
+    }
+
+    /// Between two calls a box that is not suspended would be closed to its owner, and found without a firewall.
+    #[test]
+    fn what_is_open_changes_in_one_call() {
+        for (suspended, open) in [(None, true), (Some("service"), true), (Some("everything"), false)] {
+            let node = Node::new(OLD);
+            if let Some(suspended) = suspended {
+                fs::create_dir(node.path("state")).unwrap();
+                fs::write(node.path("state/suspended"), format!("{suspended}\n")).unwrap();
+            }
+            let mut apply = Command::new("sh");
+            apply.arg(node.path("node.sh")).arg("apply").stdin(Stdio::null());
+            assert!(apply.status().unwrap().success());
+            let calls = fs::read_to_string(node.path("programs/calls")).unwrap();
+            let opened = if open { "add element inet seedbox open { 80, 443, 51413 }\n" } else { "" };
+            assert_eq!(calls, format!("-f -\nflush set inet seedbox open\n{opened}--\n"), "{suspended:?}");
+        }
     }
 
     #[test]

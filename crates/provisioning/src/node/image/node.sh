@@ -39,8 +39,11 @@ wait_until_it_answers() {
 apply_firewall() {
     # shellcheck source=/dev/null
     . /etc/seedplane/node.conf
-    nft flush set inet seedbox open || return 1
-    [ "$(suspension)" = everything ] || nft add element inet seedbox open "{ 80, 443, $TORRENT_PORT }"
+    # In one transaction: nobody finds everything closed in between.
+    {
+        echo 'flush set inet seedbox open'
+        [ "$(suspension)" = everything ] || echo "add element inet seedbox open { 80, 443, $TORRENT_PORT }"
+    } | nft -f -
 }
 
 write_state() { # <file> <content>
