@@ -503,6 +503,8 @@ print(len(select.select([], held, [], 0)[1]))
 
 
 def rotation():
+    again = [gate(f"rotate {password_hash(SETTINGS['password'])}") for _ in range(7)]
+    check("rotate can be repeated at once, as often as one likes", all(done.returncode == 0 for done in again), [f"{done.returncode} {done.output[-300:]}" for done in again if done.returncode])
     _, _, session = log_in(SETTINGS["password"])
     done = gate(f"rotate {password_hash(SETTINGS['second_password'])}")
     check("rotate succeeds", done.returncode == 0, f"{done.returncode} {done.output}")
