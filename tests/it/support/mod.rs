@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     path::PathBuf,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -147,7 +147,6 @@ pub struct TestApp {
     pub base: String,
     pub http: reqwest::Client,
     stop: watch::Sender<bool>,
-    workers: Arc<Mutex<Vec<tokio::task::JoinHandle<()>>>>,
 }
 
 impl World {
@@ -253,12 +252,11 @@ impl World {
         let routes = router::router(app.clone(), None);
         tokio::spawn(seedplane::listener::serve(listener, routes, std::future::pending()));
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
-        let test = TestApp { app, world: self.clone(), base, http, stop, workers: Arc::default() };
+        let test = TestApp { app, world: self.clone(), base, http, stop };
         reconciler::look_at_start(&test.app).await.unwrap();
         if work {
             let (app, stopping) = (test.app.clone(), test.stop.subscribe());
-            let worker = tokio::spawn(async move { workers::run(app, stopping).await.unwrap() });
-            test.workers.lock().unwrap().push(worker);
+            tokio::spawn(async move { workers::run(app, stopping).await.unwrap() });
         }
         test
     }
@@ -266,17 +264,6 @@ impl World {
     /// A connection as the owner of the tables, who may do what the application may not.
     pub async fn owner(&self) -> PgPool {
         sqlx::postgres::PgPoolOptions::new().max_connections(2).connect(&self.url).await.unwrap()
-    }
-}
-
-impl TestApp {
-    /// Ends its workers wherever they are, as a crash would: what they have begun is not brought to an end.
-    pub async fn kill(&self) {
-        let tasks: Vec<_> = self.workers.lock().unwrap().drain(..).collect();
-        for task in tasks {
-            task.abort();
-        }
-        self.app.pool.close().await;
     }
 }
 
@@ -306,14 +293,7 @@ impl TestApp {
         let routes = router::router(self.app.clone(), None);
         tokio::spawn(async move { axum::serve(listener, routes).await });
         let (stop, _) = watch::channel(false);
-        TestApp {
-            app: self.app.clone(),
-            world: self.world.clone(),
-            base,
-            http: self.http.clone(),
-            stop,
-            workers: Arc::default(),
-        }
+        TestApp { app: self.app.clone(), world: self.world.clone(), base, http: self.http.clone(), stop }
     }
 
     pub async fn call(
