@@ -374,8 +374,8 @@ fn words(command: &Command) -> String {
 
 /// Compares a server's log with our record: `ours` are the commands sent, oldest first, at least as far back as the log.
 ///
-/// The two clocks are not compared: a command of ours counts as missing only if one sent before it and one sent after it
-/// both have their line. Where our record does not go back to the `beginning` of the connection, what the server has from
+/// The two clocks are not compared: a command of ours counts as missing only if one sent before it and one sent after it was
+/// answered both have their line. Where our record does not go back to the `beginning` of the connection, what the server has from
 /// before our first line there cannot be told from what we have forgotten, and does not count.
 pub fn compare(log: &[LogLine], ours: &[Command], beginning: bool) -> Vec<Difference> {
     let known: HashMap<String, &Command> = ours.iter().map(|command| (command.id.to_string(), command)).collect();
@@ -400,8 +400,11 @@ pub fn compare(log: &[LogLine], ours: &[Command], beginning: bool) -> Vec<Differ
     };
     let lined: Vec<bool> = ours.iter().map(has_line).collect();
     if let (Some(first), Some(last)) = (lined.iter().position(|has| *has), lined.iter().rposition(|has| *has)) {
+        // Two may be under way at once, and the server may get to the later one first.
+        let newest_sent = ours[last].sent_at;
         for (command, has) in ours[first..=last].iter().zip(&lined[first..=last]) {
-            if !has && command.status == CommandStatus::Done {
+            let over_before = command.finished_at.is_some() && command.finished_at <= newest_sent;
+            if !has && command.status == CommandStatus::Done && over_before {
                 differences.push(Difference::Missing { command_id: command.id, asked: words(command) });
             }
         }
