@@ -466,6 +466,15 @@ mod tests {
     }
 
     #[test]
+    fn what_was_under_way_beside_the_fetching_of_a_log_is_not_missing() {
+        let mut beside = command("hello", None, CommandStatus::Done);
+        beside.finished_at = Some(Time("2027-01-01T00:00:01Z".parse().unwrap()));
+        let ours = [command("disk", None, CommandStatus::Done), beside, command("log", None, CommandStatus::Done)];
+        let log = read_log(&log_of(&[&ours[0], &ours[2]]), ConnectionId(uuid::Uuid::nil()));
+        assert_eq!(compare(&log, &ours, true), []);
+    }
+
+    #[test]
     fn what_we_have_forgotten_is_no_difference_and_what_came_after_is() {
         let (forgotten, known, stranger) = (
             command("hello", None, CommandStatus::Done),
