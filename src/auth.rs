@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use axum::{
     extract::{ConnectInfo, FromRef, FromRequestParts, OptionalFromRequestParts},
-    http::{header, request::Parts},
+    http::{HeaderMap, header, request::Parts},
 };
 
 use crate::{
@@ -39,8 +39,8 @@ pub fn bearer(parts: &Parts) -> Option<&str> {
 }
 
 /// The id the request carries through logs and the audit log.
-pub fn request_id(parts: &Parts) -> Option<String> {
-    parts.headers.get("x-request-id").and_then(|id| id.to_str().ok()).map(str::to_owned)
+pub fn request_id(headers: &HeaderMap) -> Option<String> {
+    headers.get("x-request-id").and_then(|id| id.to_str().ok()).map(str::to_owned)
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Customer
@@ -53,7 +53,7 @@ where
         let app = App::from_ref(state);
         let token = bearer(parts).ok_or_else(Problem::unauthorized)?;
         let principal = accounts::authenticate(&app.pool, token, app.now()).await?.ok_or_else(Problem::unauthorized)?;
-        Ok(Self { principal, request_id: request_id(parts) })
+        Ok(Self { principal, request_id: request_id(&parts.headers) })
     }
 }
 

@@ -7,6 +7,7 @@ mod support;
 
 mod audit;
 mod billing;
+mod browser;
 mod byos;
 mod byos_command_line;
 mod byos_gate;
