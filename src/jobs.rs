@@ -4,7 +4,7 @@
 //! waiting it asks to be run later. Business time lives in rows (`next_sweep_at`, `next_poll_at`), not in jobs.
 
 use serde_json::{Value, json};
-use sqlx::PgConnection;
+use sqlx::{PgConnection, PgPool};
 
 use crate::{
     clock::Time,
@@ -158,6 +158,63 @@ pub async fn enqueue_at_in(connection: &mut PgConnection, job: Job, at: Option<T
     .execute(connection)
     .await?;
     Ok(())
+}
+
+/// A job that has failed, and is run again by itself or not any more.
+#[derive(Debug, Clone, sqlx::FromRow)]
+pub struct FailedJob {
+    /// Its number.
+    pub id: i64,
+    /// What it does: the name of a [`Job`].
+    pub name: String,
+    /// What it is about.
+    pub key: Option<String>,
+    /// How often it was run.
+    pub attempts: i16,
+    /// How often it is run at most.
+    pub max_attempts: i16,
+    /// What went wrong last.
+    pub last_error: Option<String>,
+    /// When it is run next, if it is.
+    pub run_at: Time,
+}
+
+impl FailedJob {
+    /// Whether it is not run again by itself.
+    pub fn is_given_up(&self) -> bool {
+        self.attempts >= self.max_attempts
+    }
+}
+
+/// Jobs that have failed, those first that are not run again by themselves; at most 200.
+///
+/// # Errors
+/// Those of the database.
+pub async fn failed(pool: &PgPool) -> sqlx::Result<Vec<FailedJob>> {
+    // The tables are graphile_worker's, which the migrations do not make: these statements are not checked when it is built.
+    sqlx::query_as(
+        "select j.id, t.identifier as name, j.key, j.attempts, j.max_attempts, j.last_error, j.run_at
+         from graphile_worker._private_jobs j join graphile_worker._private_tasks t on t.id = j.task_id
+         where j.last_error is not null
+         order by j.attempts < j.max_attempts, j.run_at limit 200",
+    )
+    .fetch_all(pool)
+    .await
+}
+
+/// Lets a job that has failed be run again at once, with all its tries. False if there is no such job, or it is being run now.
+///
+/// # Errors
+/// Those of the database.
+pub async fn retry_in(connection: &mut PgConnection, id: i64) -> sqlx::Result<bool> {
+    let retried = sqlx::query(
+        "update graphile_worker._private_jobs set attempts = 0, run_at = now(), last_error = null
+         where id = $1 and last_error is not null and locked_at is null",
+    )
+    .bind(id)
+    .execute(connection)
+    .await?;
+    Ok(retried.rows_affected() > 0)
 }
 
 #[cfg(test)]

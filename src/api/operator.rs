@@ -29,7 +29,7 @@ use crate::{
 
 mod byos;
 mod drift;
-mod money;
+pub(crate) mod money;
 mod plans;
 mod providers;
 
@@ -63,18 +63,18 @@ async fn alerts(State(app): State<App>, _reader: Reader) -> Result<Json<Vec<Aler
 /// An alert that was dealt with.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Resolve {
-    kind: String,
-    subject: String,
+pub(crate) struct Resolve {
+    pub(crate) kind: String,
+    pub(crate) subject: String,
     /// What was done about it.
-    reason: String,
+    pub(crate) reason: String,
 }
 
 /// Mark an alert as dealt with. Resolving `blast_limit` lets the sweep go on for an hour; resolving `clock_went_back` says that
 /// the clock is right now.
 #[utoipa::path(post, path = "/api/operator/alerts/resolve", tag = "operator", request_body = Resolve,
     responses((status = 204), (status = 404, body = Problem), (status = 422, body = Problem)))]
-async fn resolve_alert(
+pub(crate) async fn resolve_alert(
     State(app): State<App>,
     operator: Operator,
     Body(body): Body<Resolve>,
@@ -115,13 +115,13 @@ async fn show_resource(
 /// A hold.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Hold {
+pub(crate) struct Hold {
     /// Until when; `null` releases it. One of the two is said: what is forgotten is not a release.
     #[schema(value_type = Option<Time>, required = true)]
     #[serde(default, deserialize_with = "said")]
-    until: Option<Option<Time>>,
+    pub(crate) until: Option<Option<Time>>,
     /// Why.
-    reason: String,
+    pub(crate) reason: String,
 }
 
 /// Tells `null` from nothing.
@@ -165,7 +165,7 @@ pub async fn place_hold(
 /// Stop suspension and wipe of a box until a time. Charges go on.
 #[utoipa::path(post, path = "/api/operator/resources/{id}/hold", tag = "operator", params(("id" = ResourceId, Path)),
     request_body = Hold, responses((status = 200, body = ResourceView), (status = 404, body = Problem), (status = 422, body = Problem)))]
-async fn hold(
+pub(crate) async fn hold(
     State(app): State<App>,
     operator: Operator,
     NewId(hold): NewId,
@@ -187,17 +187,17 @@ async fn hold(
 /// A suspension.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Suspend {
+pub(crate) struct Suspend {
     /// `abuse` cuts everything; `operator` stops the service.
-    suspend_reason: SuspendReason,
+    pub(crate) suspend_reason: SuspendReason,
     /// Why.
-    reason: String,
+    pub(crate) reason: String,
 }
 
 /// Suspend a box. Only an operator lifts it again.
 #[utoipa::path(post, path = "/api/operator/resources/{id}/suspend", tag = "operator", params(("id" = ResourceId, Path)),
     request_body = Suspend, responses((status = 202, body = ResourceView), (status = 409, body = Problem), (status = 422, body = Problem)))]
-async fn suspend(
+pub(crate) async fn suspend(
     State(app): State<App>,
     operator: Operator,
     NewId(attempt): NewId,
@@ -231,15 +231,15 @@ pub fn suspend_check(resource: &Resource, reason: SuspendReason) -> Result<(), P
 /// A reason.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Why {
+pub(crate) struct Why {
     /// Why.
-    reason: String,
+    pub(crate) reason: String,
 }
 
 /// Bring a suspended box back, whatever it was suspended for.
 #[utoipa::path(post, path = "/api/operator/resources/{id}/resume", tag = "operator", params(("id" = ResourceId, Path)),
     request_body = Why, responses((status = 202, body = ResourceView), (status = 409, body = Problem), (status = 422, body = Problem)))]
-async fn resume(
+pub(crate) async fn resume(
     State(app): State<App>,
     operator: Operator,
     NewId(attempt): NewId,
@@ -257,19 +257,19 @@ async fn resume(
 /// An end.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Terminate {
+pub(crate) struct Terminate {
     /// The box's label, typed again.
-    confirm_label: String,
+    pub(crate) confirm_label: String,
     /// `operator`, `fault` (ours or the upstream's: the rest is always refunded) or `abuse`.
-    end_reason: String,
+    pub(crate) end_reason: String,
     /// Why.
-    reason: String,
+    pub(crate) reason: String,
 }
 
 /// End a box and wipe it.
 #[utoipa::path(post, path = "/api/operator/resources/{id}/terminate", tag = "operator", params(("id" = ResourceId, Path)),
     request_body = Terminate, responses((status = 202, body = ResourceView), (status = 409, body = Problem), (status = 422, body = Problem)))]
-async fn terminate(
+pub(crate) async fn terminate(
     State(app): State<App>,
     operator: Operator,
     NewId(attempt): NewId,

@@ -166,3 +166,69 @@ pub async fn of_resource(
     .fetch_all(pool)
     .await
 }
+
+/// An event with what it is about, as an operator reads the log.
+#[derive(Debug, Clone, Serialize)]
+pub struct LoggedEvent {
+    /// Its place in the log.
+    pub id: i64,
+    /// `resource`, `user`, `order`, `topup`, `connection`, ...
+    pub subject_kind: String,
+    /// Its id.
+    pub subject_id: Uuid,
+    /// Its place in the subject's chain, from 1.
+    pub seq: i64,
+    /// When.
+    pub at: Time,
+    /// `system`, `operator:<id>`, `user:<id>` or `node:<id>`.
+    pub actor: String,
+    /// What happened.
+    pub action: String,
+    /// Why, where somebody had to say.
+    pub reason: String,
+    /// The request it came with.
+    pub request_id: Option<String>,
+    /// The state before.
+    pub before: Option<Value>,
+    /// The state after.
+    pub after: Option<Value>,
+    /// The hash that ties it to all before it in its chain, in hexadecimal.
+    pub hash: String,
+}
+
+/// Which events are asked for.
+#[derive(Debug, Clone, Default)]
+pub struct LogFilter {
+    /// About this subject or resource.
+    pub about: Option<Uuid>,
+    /// By this actor: `system`, `operator`, or one with its id.
+    pub actor: Option<String>,
+    /// Whose action begins so: `resource.`, `order.placed`.
+    pub action: Option<String>,
+    /// Only older ones than this place in the log.
+    pub before_id: Option<i64>,
+}
+
+/// Events of the whole log, newest first, at most `limit`.
+///
+/// # Errors
+/// Those of the database.
+pub async fn search(pool: &PgPool, filter: &LogFilter, limit: i64) -> sqlx::Result<Vec<LoggedEvent>> {
+    sqlx::query_as!(
+        LoggedEvent,
+        r#"select id, subject_kind, subject_id, seq, at, actor, action, reason, request_id, before, after, encode(hash, 'hex') as "hash!"
+           from seedbox_audit_events
+           where id < coalesce($1, 9223372036854775807)
+             and ($2::uuid is null or subject_id = $2 or resource_id = $2)
+             and ($3::text is null or actor = $3 or starts_with(actor, $3 || ':'))
+             and ($4::text is null or starts_with(action, $4))
+           order by id desc limit $5"#,
+        filter.before_id,
+        filter.about,
+        filter.actor,
+        filter.action,
+        limit,
+    )
+    .fetch_all(pool)
+    .await
+}

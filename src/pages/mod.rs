@@ -28,6 +28,7 @@ mod boxes;
 mod links;
 mod live;
 mod money;
+mod operator;
 mod orders;
 mod public;
 mod servers;
@@ -41,6 +42,7 @@ mod visitor;
 /// |---|---|
 /// | `/`, `/plans`, `/terms`, `/privacy`, `/dmca`, `/sign-up`, `/sign-in`, `/assets/*`, `/brand*` | everybody |
 /// | `/seedbox/*` | a signed-in person, for their own things; others' are 404 |
+/// | `/operator/*` | operators; support reads; 404 for others |
 /// | `/link/{token}` | whoever has the link, once |
 /// | `/byos/install.sh`, `/byos/gate` | everybody |
 /// | `/trial/inbox` | everybody, in the trial only |
@@ -90,6 +92,27 @@ fn pages(trial: bool) -> Pages {
         .post("/seedbox/topups", topups::open)
         .get("/seedbox/topups/{id}", topups::show)
         .get("/seedbox/topups/{id}/live", topups::show_live)
+        .get("/operator", operator::overview)
+        .post("/operator/alerts/resolve", operator::resolve_alert)
+        .get("/operator/boxes", operator::boxes::list)
+        .get("/operator/boxes/{id}", operator::boxes::show)
+        .post("/operator/boxes/{id}/hold", operator::boxes::hold)
+        .post("/operator/boxes/{id}/suspend", operator::boxes::suspend)
+        .post("/operator/boxes/{id}/resume", operator::boxes::resume)
+        .post("/operator/boxes/{id}/refund", operator::boxes::refund)
+        .post("/operator/boxes/{id}/terminate", operator::boxes::terminate)
+        .get("/operator/customers", operator::money::customers)
+        .get("/operator/customers/{id}", operator::money::customer)
+        .post("/operator/customers/{id}/adjust", operator::money::adjust)
+        .get("/operator/payments", operator::money::payments)
+        .post("/operator/payments/{id}/resolve", operator::money::resolve)
+        .post("/operator/payouts/{id}/close", operator::money::close_payout)
+        .get("/operator/drift", operator::drift)
+        .get("/operator/jobs", operator::failed_jobs)
+        .post("/operator/jobs/retry", operator::retry_job)
+        .get("/operator/audit", operator::audit)
+        .post("/operator/audit/verify", operator::verify_audit)
+        .get("/operator/audit/export.jsonl", operator::export_audit)
         .get("/link/{token}", links::ask)
         .post("/link/{token}", links::open)
         .get("/assets/{version}/{name}", assets::asset)
@@ -151,6 +174,8 @@ struct Shell {
     section: &'static str,
     /// Who is signed in.
     email: Option<String>,
+    /// Whether the operator's pages are theirs to read.
+    operator: bool,
     contact: Option<String>,
     /// The clock here, in milliseconds since 1970: counters on the page go by it.
     now_milliseconds: i64,
@@ -166,6 +191,7 @@ impl Shell {
             trial: app.trial,
             section,
             email: person.map(|person| person.email.clone()),
+            operator: person.is_some_and(Person::reads_as_operator),
             contact: app.brand.contact_email.clone(),
             now_milliseconds: app.now().as_millisecond(),
             assets: assets::VERSION.as_str(),

@@ -120,6 +120,50 @@ pub(super) fn box_badge(resource: &Resource) -> Badge {
     }
 }
 
+/// How a box in a list is, in an operator's words.
+pub(super) fn listed_badge(status: Status, reason: Option<SuspendReason>, past_due: bool) -> Badge {
+    match (status, reason) {
+        (Status::Active, _) if past_due => badge("warn", "past due"),
+        (Status::Suspended, Some(SuspendReason::Billing)) => badge("bad", "suspended, unpaid"),
+        (Status::Suspended, Some(SuspendReason::Abuse)) => badge("bad", "suspended, abuse"),
+        (Status::Suspended, Some(SuspendReason::User)) => badge("off", "paused by its owner"),
+        _ => status_badge(status),
+    }
+}
+
+/// A status, as operators know it.
+pub(super) fn status_badge(status: Status) -> Badge {
+    let tone = match status {
+        Status::Active => "good",
+        Status::Pending | Status::Provisioning | Status::Terminating => "wait",
+        Status::Suspended => "warn",
+        Status::Failed => "bad",
+        Status::Terminated => "off",
+    };
+    badge(tone, status.as_str())
+}
+
+/// How a provider is.
+pub(super) fn provider_badge(access_refused: bool, failing: bool) -> Badge {
+    match (access_refused, failing) {
+        (true, _) => badge("bad", "refuses our access"),
+        (false, true) => badge("warn", "failing"),
+        (false, false) => badge("good", "answers"),
+    }
+}
+
+/// Why a payment waits for an operator.
+pub(super) fn unresolved_words(reason: &str) -> &'static str {
+    match reason {
+        "underpaid" => "Less than the quote came",
+        "paid_late" => "It came after the quote, in a coin whose price moves",
+        "excess_held" => "More than the quote came",
+        "excess_claimed" => "A webhook says that more than the quote came",
+        "failed_after_confirmed" => "The gateway called it failed after it was credited",
+        _ => "It does not fit the rules",
+    }
+}
+
 /// Where an order stands.
 pub(super) fn order_badge(status: OrderStatus) -> Badge {
     match status {

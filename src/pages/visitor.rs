@@ -12,7 +12,7 @@ use crate::{
     accounts::{self, SESSION_LIFETIME},
     api::error::Problem,
     app::App,
-    auth::{Customer, request_id},
+    auth::{Customer, Operator, request_id},
 };
 
 /// The cookie of a session. The prefix `__Host-` keeps it from every other host and path, and needs https.
@@ -51,6 +51,18 @@ pub(super) struct Person {
     pub(super) customer: Customer,
     /// Shown in the frame.
     pub(super) email: String,
+}
+
+impl Person {
+    /// Whether the operator's pages are theirs to read.
+    pub(super) fn reads_as_operator(&self) -> bool {
+        self.customer.principal.role.reads_as_operator()
+    }
+
+    /// Whether they may act there, too.
+    pub(super) fn is_operator(&self) -> bool {
+        self.customer.principal.role.is_operator()
+    }
 }
 
 /// Whoever has the session that a request carries.
@@ -93,6 +105,47 @@ where
             Some(person) => Ok(Self(person)),
             None => Err(to_sign_in(parts)),
         }
+    }
+}
+
+/// Somebody who may read what operators read. For anybody else who is signed in there is no such page.
+pub(super) struct Reading(pub(super) Person);
+
+impl<S: Send + Sync> FromRequestParts<S> for Reading
+where
+    App: FromRef<S>,
+{
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
+        let SignedIn(person) = SignedIn::from_request_parts(parts, state).await?;
+        if !person.reads_as_operator() {
+            return Err(Problem::not_found("page").into_response());
+        }
+        Ok(Self(person))
+    }
+}
+
+/// Somebody who acts on other people's things.
+pub(super) struct Acting {
+    pub(super) person: Person,
+    pub(super) operator: Operator,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Acting
+where
+    App: FromRef<S>,
+{
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
+        let Reading(person) = Reading::from_request_parts(parts, state).await?;
+        let customer = &person.customer;
+        if !customer.principal.role.is_operator() {
+            return Err(Problem::not_found("page").into_response());
+        }
+        let operator = Operator { principal: customer.principal, request_id: customer.request_id.clone() };
+        Ok(Self { person, operator })
     }
 }
 

@@ -11,6 +11,7 @@ use crate::{
 
 pub mod catalogues;
 pub mod drift;
+pub mod fleet;
 pub mod lifecycle;
 pub mod operations;
 pub mod permissions;

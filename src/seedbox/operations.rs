@@ -128,6 +128,21 @@ pub async fn open_of(executor: impl PgExecutor<'_>, resource: ResourceId) -> sql
     .await
 }
 
+/// The newest operations of a resource, open or over, newest first.
+///
+/// # Errors
+/// Those of the database.
+pub async fn newest_of(executor: impl PgExecutor<'_>, resource: ResourceId, limit: i64) -> sqlx::Result<Vec<Attempt>> {
+    sqlx::query_as!(
+        Attempt,
+        "select * from provision_attempts where resource_id = $1 order by requested_at desc, id desc limit $2",
+        resource.0,
+        limit
+    )
+    .fetch_all(executor)
+    .await
+}
+
 /// Notes that an operation is being tried once more; the number of this try.
 ///
 /// # Errors

@@ -35,7 +35,7 @@ pub fn said(output: &Output) -> String {
 
 pub struct Trial {
     process: Child,
-    data: PathBuf,
+    pub data: PathBuf,
     pub base: String,
     pub http: reqwest::Client,
 }
@@ -74,7 +74,7 @@ impl Trial {
         std::fs::read_to_string(self.data.with_extension("log")).unwrap()
     }
 
-    async fn call(&self, token: Option<&str>, method: Method, path: &str, body: Option<Value>) -> Value {
+    pub async fn call(&self, token: Option<&str>, method: Method, path: &str, body: Option<Value>) -> Value {
         let mut request = self.http.request(method.clone(), format!("{}{path}", self.base));
         if let Some(token) = token {
             request = request.bearer_auth(token);
@@ -89,21 +89,39 @@ impl Trial {
         serde_json::from_str(&text).unwrap_or(Value::String(text))
     }
 
-    async fn sign_up(&self) -> String {
+    pub async fn sign_up(&self) -> String {
         let email = format!("{}@example.org", uuid::Uuid::new_v4().simple());
         let body = json!({ "email": email, "password": "a long enough password" });
         let session = self.call(None, Method::POST, "/api/auth/sign-up", Some(body)).await;
         session["token"].as_str().unwrap().to_owned()
     }
 
-    /// Opens a top-up and presses a button of its pay page; answers the top-up's path.
-    async fn pay(&self, token: &str, cents: i64, button: &str) -> String {
-        let body = json!({ "amount_cents": cents });
-        let topup = self.call(Some(token), Method::POST, "/api/billing/topups", Some(body)).await;
+    /// Waits until what is at a path is so.
+    pub async fn until(&self, token: &str, path: &str, so: impl Fn(&Value) -> bool) -> Value {
+        let started = Instant::now();
+        loop {
+            let value = self.call(Some(token), Method::GET, path, None).await;
+            if so(&value) {
+                return value;
+            }
+            assert!(started.elapsed() < PATIENCE, "{path} is still {value}");
+            tokio::time::sleep(Duration::from_millis(60)).await;
+        }
+    }
+
+    /// Presses a button of a top-up's pay page.
+    pub async fn press(&self, topup: &Value, button: &str) {
         let page = topup["pay_page_url"].as_str().unwrap();
         assert!(page.starts_with(&self.base), "{page} is not on {}", self.base);
         let pressed = self.http.post(format!("{page}/{button}")).send().await.unwrap();
         assert!(pressed.status().is_success() || pressed.status().is_redirection(), "{}", pressed.status());
+    }
+
+    /// Opens a top-up and presses a button of its pay page; answers the top-up's path.
+    pub async fn pay(&self, token: &str, cents: i64, button: &str) -> String {
+        let body = json!({ "amount_cents": cents });
+        let topup = self.call(Some(token), Method::POST, "/api/billing/topups", Some(body)).await;
+        self.press(&topup, button).await;
         format!("/api/billing/topups/{}", topup["id"].as_str().unwrap())
     }
 

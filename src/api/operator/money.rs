@@ -75,11 +75,11 @@ async fn find_customer(
 /// A sum, and why.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Sum {
+pub(crate) struct Sum {
     /// In US cents.
-    amount_cents: Usd,
+    pub(crate) amount_cents: Usd,
     /// Why.
-    reason: String,
+    pub(crate) reason: String,
 }
 
 async fn balances(app: &App, user: Uuid) -> Result<Json<Balances>, Problem> {
@@ -96,7 +96,7 @@ async fn must_exist(app: &App, user: Uuid) -> Result<UserId, Problem> {
 /// Give promotional credit: spent first, never paid out.
 #[utoipa::path(post, path = "/api/operator/customers/{id}/promotion", tag = "operator", params(("id" = UserId, Path)),
     request_body = Sum, responses((status = 200, body = Balances), (status = 404, body = Problem), (status = 422, body = Problem)))]
-async fn grant_promotion(
+pub(crate) async fn grant_promotion(
     State(app): State<App>,
     operator: Operator,
     NewId(grant): NewId,
@@ -114,7 +114,7 @@ async fn grant_promotion(
 /// Let go of a balance that is held after abuse, so that it can be paid out.
 #[utoipa::path(post, path = "/api/operator/customers/{id}/release-balance", tag = "operator", params(("id" = UserId, Path)),
     request_body = Why, responses((status = 200, body = Balances), (status = 404, body = Problem), (status = 422, body = Problem)))]
-async fn release_balance(
+pub(crate) async fn release_balance(
     State(app): State<App>,
     operator: Operator,
     Id(id): Id<Uuid>,
@@ -137,17 +137,17 @@ async fn unresolved_topups(State(app): State<App>, _reader: Reader) -> Result<Js
 /// What to do with a payment.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Resolve {
-    resolution: Resolution,
+pub(crate) struct Resolve {
+    pub(crate) resolution: Resolution,
     /// Why.
-    reason: String,
+    pub(crate) reason: String,
 }
 
 /// Resolve a payment that waits for an operator: credit a sum, release or return what is held, or dismiss it.
 #[utoipa::path(post, path = "/api/operator/topups/{id}/resolve", tag = "operator", params(("id" = TopupId, Path)),
     request_body = Resolve,
     responses((status = 204), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
-async fn resolve_topup(
+pub(crate) async fn resolve_topup(
     State(app): State<App>,
     operator: Operator,
     Id(id): Id<Uuid>,
@@ -163,19 +163,19 @@ async fn resolve_topup(
 /// What to give back of a charge.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Refund {
+pub(crate) struct Refund {
     /// In US cents; the refunds of a charge never add up to more than it.
-    amount_cents: Usd,
+    pub(crate) amount_cents: Usd,
     /// Which charge of the box, from 0; its last if left out.
-    charge: Option<i32>,
+    pub(crate) charge: Option<i32>,
     /// Why.
-    reason: String,
+    pub(crate) reason: String,
 }
 
 /// Give back a charge to the balance, wholly or partly.
 #[utoipa::path(post, path = "/api/operator/resources/{id}/refund", tag = "operator", params(("id" = crate::ids::ResourceId, Path)),
     request_body = Refund, responses((status = 200, body = ResourceView), (status = 404, body = Problem), (status = 422, body = Problem)))]
-async fn refund(
+pub(crate) async fn refund(
     State(app): State<App>,
     operator: Operator,
     NewId(refund): NewId,
@@ -203,7 +203,7 @@ async fn show_payout(app: &App, id: Uuid) -> Result<Json<Payout>, Problem> {
 /// Set paid credit aside to be sent by hand.
 #[utoipa::path(post, path = "/api/operator/customers/{id}/payouts", tag = "operator", params(("id" = UserId, Path)),
     request_body = Sum, responses((status = 201, body = Payout), (status = 404, body = Problem), (status = 422, body = Problem)))]
-async fn reserve_payout(
+pub(crate) async fn reserve_payout(
     State(app): State<App>,
     operator: Operator,
     NewId(payout): NewId,
@@ -221,17 +221,17 @@ async fn reserve_payout(
 /// A payout that was sent.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Sent {
+pub(crate) struct Sent {
     /// The transaction that sent it.
-    transaction_id: String,
+    pub(crate) transaction_id: String,
     /// Why, or how.
-    reason: String,
+    pub(crate) reason: String,
 }
 
 /// Close a payout with the transaction that sent it.
 #[utoipa::path(post, path = "/api/operator/payouts/{id}/sent", tag = "operator", params(("id" = Uuid, Path)),
     request_body = Sent, responses((status = 200, body = Payout), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
-async fn payout_sent(
+pub(crate) async fn payout_sent(
     State(app): State<App>,
     operator: Operator,
     Id(id): Id<Uuid>,
@@ -247,7 +247,7 @@ async fn payout_sent(
 /// Call a payout off: the money goes back to the balance.
 #[utoipa::path(post, path = "/api/operator/payouts/{id}/void", tag = "operator", params(("id" = Uuid, Path)),
     request_body = Why, responses((status = 200, body = Payout), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
-async fn payout_void(
+pub(crate) async fn payout_void(
     State(app): State<App>,
     operator: Operator,
     Id(id): Id<Uuid>,

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use crate::support::PATIENCE;
 
 mod buyer;
+mod operator;
 mod self_hoster;
 
 /// Finds what makes a page unusable for some: <https://github.com/dequelabs/axe-core>, MPL-2.0.
@@ -146,10 +147,18 @@ impl Browser {
 
     /// Presses what says this: a button or a link. What is renewed at this very moment is looked for again.
     pub async fn press(&self, words: &str) {
-        let xpath = format!("//*[self::button or self::a][normalize-space()=\"{words}\"]");
+        self.press_at(words, &format!("//*[self::button or self::a][normalize-space()=\"{words}\"]")).await;
+    }
+
+    /// Opens what is folded up under these words.
+    pub async fn press_summary(&self, words: &str) {
+        self.press_at(words, &format!("//summary[normalize-space()=\"{words}\"]")).await;
+    }
+
+    async fn press_at(&self, words: &str, xpath: &str) {
         let started = Instant::now();
         loop {
-            let pressed = match self.client.find(Locator::XPath(&xpath)).await {
+            let pressed = match self.client.find(Locator::XPath(xpath)).await {
                 Ok(element) => element.click().await,
                 Err(error) => Err(error),
             };

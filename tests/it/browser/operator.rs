@@ -1,0 +1,113 @@
+//! Who runs the business, against a real trial: one look, a payment that needs a person, a box that is cut off and brought back,
+//! the log that proves it.
+
+use reqwest::Method;
+use serde_json::json;
+
+use super::Browser;
+use crate::{
+    support::temporary,
+    trial::{Trial, command, said},
+};
+
+const PASSWORD: &str = "a long enough password";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_sees_what_needs_a_person_and_does_it() {
+    let mut trial = Trial::start_in(temporary("operator").join("data"), "127.0.0.1:0");
+    let made = command(&trial.data, &["operator", "create", "op@example.org"], &format!("{PASSWORD}\n"));
+    assert!(made.status.success(), "{}", said(&made));
+
+    // A customer with a box, and a payment that came short.
+    let buyer = trial.sign_up().await;
+    trial.pay(&buyer, 2000, "exact").await;
+    let plans = trial.call(Some(&buyer), Method::GET, "/api/seedbox/plans", None).await;
+    let order = json!({ "plan_id": plans[0]["id"] });
+    trial.call(Some(&buyer), Method::POST, "/api/seedbox/orders", Some(order)).await;
+    let boxes = "/api/seedbox/resources";
+    let resource = trial.until(&buyer, boxes, |boxes| boxes[0]["status"] == "active").await[0].clone();
+    let id = resource["id"].as_str().unwrap();
+    trial.pay(&buyer, 1000, "short").await;
+    let short = trial.call(Some(&buyer), Method::GET, "/api/billing/topups", None).await[0].clone();
+    trial.press(&short, "never").await;
+
+    let mut operator = Browser::open(&trial.base, "operator").await;
+    operator.go("/operator").await;
+    operator.fill("#email", "op@example.org").await;
+    operator.fill("#password", PASSWORD).await;
+    operator.find("main button").await.click().await.unwrap();
+    operator.until("Needs a look").await;
+    operator.looked_at("overview").await;
+
+    // The payment: what came, and four things to do with it, each with a reason.
+    let started = std::time::Instant::now();
+    loop {
+        operator.go("/operator/payments").await;
+        if operator.text().await.contains("Less than the quote came") {
+            break;
+        }
+        assert!(started.elapsed() < crate::support::PATIENCE, "{}", operator.text().await);
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    }
+    operator.looked_at("payments").await;
+    operator.fill("input[name=reason]", "sent the rest by hand, seen on the chain").await;
+    operator.fill("input[name=amount]", "4.00").await;
+    operator.press("Credit that sum").await;
+    operator.until("Every payment is booked by the rules").await;
+
+    // The box: found, suspended with a reason, refunded, held, brought back.
+    operator.go(&format!("/operator/boxes?text={id}")).await;
+    operator.until("local").await;
+    operator.looked_at("boxes").await;
+    operator.press("Small").await;
+    operator.until("Operations").await;
+    operator.looked_at("box").await;
+    operator.press_summary("Suspend").await;
+    operator.fill("#suspend-reason", "a complaint is being looked at").await;
+    operator.press("Suspend the box").await;
+    trial.until(&buyer, boxes, |boxes| boxes[0]["status"] == "suspended").await;
+    operator.go(&format!("/operator/boxes/{id}")).await;
+    operator.until("suspended").await;
+    operator.fill("#resume-reason", "the complaint was withdrawn").await;
+    operator.press("Bring the box back").await;
+    trial.until(&buyer, boxes, |boxes| boxes[0]["status"] == "active").await;
+    operator.go(&format!("/operator/boxes/{id}")).await;
+    operator.press_summary("Refund").await;
+    operator.fill("#refund-amount", "2.50").await;
+    operator.fill("#refund-reason", "for the time it was cut off").await;
+    operator.press("Refund").await;
+    operator.until("Refund to your balance").await;
+    operator.press_summary("End and wipe").await;
+    operator.fill("#end-label", "another box").await;
+    operator.fill("#end-reason", "tried").await;
+    operator.press("Wipe it and end it").await;
+    operator.until("nothing was ended").await;
+
+    // The customer: balance, statement, credit.
+    operator.press("Customers").await;
+    operator.until("Balance").await;
+    operator.looked_at("customers").await;
+    operator.go(&format!("/operator/boxes/{id}")).await;
+    operator.find("dd a[href^='/operator/customers/']").await.click().await.unwrap();
+    operator.press_summary("Give credit").await;
+    operator.fill("#promotion-amount", "1.00").await;
+    operator.fill("#promotion-reason", "sorry for the interruption").await;
+    operator.press("Give credit").await;
+    operator.until("Promotional credit").await;
+    operator.looked_at("customer").await;
+
+    // Everything that was done stands in the log, which can be verified.
+    operator.press("Audit log").await;
+    operator.until("a complaint is being looked at").await;
+    operator.press("Verify all of it").await;
+    operator.until("signed checkpoints").await;
+    operator.looked_at("audit").await;
+    operator.press("Drift").await;
+    operator.until("Nothing is deleted by itself").await;
+    operator.looked_at("drift").await;
+    operator.press("Jobs").await;
+    operator.until("given up waits for you").await;
+    operator.looked_at("jobs").await;
+    operator.close().await;
+    trial.stop().await;
+}
