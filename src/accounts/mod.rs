@@ -1,0 +1,229 @@
+//! People, how they prove who they are, and the tokens they act with. Passwords are kept as argon2id hashes, tokens as
+//! SHA-256 hashes; the tokens themselves are shown once and kept nowhere.
+
+mod passwords;
+mod sessions;
+mod tokens;
+
+use jiff::SignedDuration;
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use sqlx::PgPool;
+use uuid::Uuid;
+
+pub use sessions::{SESSION_LIFETIME, authenticate, revoke, sign_in};
+pub use tokens::{ApiToken, MAX_API_TOKENS, TokenError, api_tokens, create_api_token, hash_token, new_token};
+
+use crate::{
+    audit::events::{self, Cause, Event, Subject},
+    clock::Time,
+    ids::UserId,
+    seedbox::words,
+};
+
+words! {
+    /// What a person may do.
+    Role {
+        /// Buys and runs boxes of their own.
+        Customer = "customer",
+        /// Reads what operators read.
+        Support = "support",
+        /// Runs the business.
+        Operator = "operator",
+        /// Runs the business and appoints operators.
+        Owner = "owner",
+    }
+}
+
+impl Role {
+    /// Whether it may read what operators read.
+    pub fn reads_as_operator(self) -> bool {
+        matches!(self, Self::Support | Self::Operator | Self::Owner)
+    }
+
+    /// Whether it may act on other people's things, with a reason.
+    pub fn is_operator(self) -> bool {
+        matches!(self, Self::Operator | Self::Owner)
+    }
+}
+
+/// Why an account could not be made or opened.
+#[derive(Debug, thiserror::Error)]
+pub enum AccountError {
+    /// The e-mail address has an account already.
+    #[error("there is an account with this e-mail address already; sign in instead")]
+    EmailTaken,
+    /// The address is not one.
+    #[error("an e-mail address has a name, an @ and a domain")]
+    BadEmail,
+    /// The password is too weak.
+    #[error("a password has 10 to 200 characters")]
+    BadPassword,
+    /// Wrong e-mail or password; which one is not said.
+    #[error("the e-mail address or the password is wrong")]
+    BadCredentials,
+    /// Too many wrong passwords, for this account or from this address.
+    #[error(
+        "too many wrong passwords were tried; wait {retry_after} seconds and try again. Nobody is locked out for longer"
+    )]
+    TooManyTries {
+        /// In seconds.
+        retry_after: i64,
+    },
+    /// The database failed.
+    #[error(transparent)]
+    Database(#[from] sqlx::Error),
+}
+
+/// Who acts on a request.
+#[derive(Debug, Clone, Copy)]
+pub struct Principal {
+    /// The person.
+    pub user_id: UserId,
+    /// What they may do.
+    pub role: Role,
+    /// The session or token they act with.
+    pub credential_id: Uuid,
+}
+
+fn check_email(email: &str) -> Result<String, AccountError> {
+    let email = email.trim().to_lowercase();
+    let (name, domain) = email.split_once('@').ok_or(AccountError::BadEmail)?;
+    let plain = |part: &str| {
+        !part.is_empty() && !part.chars().any(|c| c.is_whitespace() || c.is_control() || "@<>,;\"".contains(c))
+    };
+    // What the mailer could not address would never get a warning.
+    let addressable = email.parse::<lettre::Address>().is_ok();
+    if !plain(name) || !plain(domain) || email.len() > 254 || !addressable {
+        return Err(AccountError::BadEmail);
+    }
+    Ok(email)
+}
+
+/// The id of the account that a sign-up with this key makes: always the same, so that a sign-up repeated because its answer
+/// was lost is told from somebody else's. The password is no part of it: an id is not secret.
+pub fn id_by_key(key: &str, email: &str) -> UserId {
+    let mut hasher = Sha256::new();
+    for part in ["seedplane sign-up", key, &email.trim().to_lowercase()] {
+        hasher.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
+        hasher.update(part);
+    }
+    let hash: [u8; 32] = hasher.finalize().into();
+    UserId(Uuid::new_v8(hash[..16].try_into().expect("16 of 32 bytes")))
+}
+
+/// Makes an account with its ledger accounts.
+///
+/// # Errors
+/// [`AccountError`]; nothing is written then.
+pub async fn sign_up(
+    pool: &PgPool,
+    id: UserId,
+    email: &str,
+    password: SecretString,
+    role: Role,
+    at: Time,
+    cause: impl FnOnce(UserId) -> Cause,
+) -> Result<UserId, AccountError> {
+    let email = check_email(email)?;
+    if !(10..=200).contains(&password.expose_secret().chars().count()) {
+        return Err(AccountError::BadPassword);
+    }
+    let hash = passwords::hash_password(password).await;
+    let mut tx = pool.begin().await?;
+    let inserted = sqlx::query!(
+        "insert into users (id, email, password_hash, role, created_at) values ($1, $2, $3, $4, $5) on conflict (email) do nothing",
+        id.0,
+        email,
+        hash,
+        role.as_str(),
+        at,
+    )
+    .execute(&mut *tx)
+    .await?;
+    if inserted.rows_affected() == 0 {
+        return Err(AccountError::EmailTaken);
+    }
+    sqlx::query!("select seedbox_billing_account_open($1, $2)", id.0, at).execute(&mut *tx).await?;
+    let event = Event {
+        subject: Subject::User(id),
+        action: "user.signed_up",
+        before: None,
+        after: Some(json!({ "role": role })),
+    };
+    events::record_in(&mut tx, at, &cause(id), event).await?;
+    tx.commit().await?;
+    Ok(id)
+}
+
+/// Forgets what is of no use any more, a little at a time: sessions and links that ended, answers kept for a repeated
+/// request, sign-ins that were tried. What makes money be booked once is the ledger's own keys, which are never forgotten.
+///
+/// # Errors
+/// Those of the database.
+pub async fn forget(pool: &PgPool, at: Time) -> sqlx::Result<()> {
+    let month_ago = Time(at.0 - SignedDuration::from_hours(24 * 30));
+    sqlx::query!(
+        "with old as (select id from sessions where expires_at < $1 order by expires_at limit 500 for update skip locked)
+         delete from sessions s using old where s.id = old.id",
+        month_ago
+    )
+    .execute(pool)
+    .await?;
+    sqlx::query!(
+        "with old as (select token_hash from one_time_links where expires_at < $1 order by expires_at limit 500 for update skip locked)
+         delete from one_time_links l using old where l.token_hash = old.token_hash",
+        month_ago
+    )
+    .execute(pool)
+    .await?;
+    sqlx::query!(
+        "with old as (select user_id, key from idempotency_keys where created_at < $1 order by created_at limit 500 for update skip locked)
+         delete from idempotency_keys k using old where k.user_id = old.user_id and k.key = old.key",
+        month_ago
+    )
+    .execute(pool)
+    .await?;
+    sqlx::query!(
+        "with old as (select id from sign_in_attempts where at < $1 order by at limit 500 for update skip locked)
+         delete from sign_in_attempts a using old where a.id = old.id",
+        month_ago
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// The operator with this address, if there is one: who a command on the command line is recorded for.
+///
+/// # Errors
+/// Those of the database.
+pub async fn operator_by_email(pool: &PgPool, email: &str) -> sqlx::Result<Option<UserId>> {
+    sqlx::query_scalar!("select id from users where email = lower($1) and role in ('operator', 'owner')", email)
+        .fetch_optional(pool)
+        .await
+}
+
+/// A person by their address, with why their balance is held, if it is.
+///
+/// # Errors
+/// Those of the database.
+pub async fn customer_by_email(pool: &PgPool, email: &str) -> sqlx::Result<Option<(UserId, String, Option<String>)>> {
+    let found = sqlx::query!(
+        r#"select u.id as "id: UserId", u.email, a.payout_hold_reason from users u
+           join seedbox_billing_accounts a on a.user_id = u.id where u.email = lower($1)"#,
+        email
+    )
+    .fetch_optional(pool)
+    .await?;
+    Ok(found.map(|row| (row.id, row.email, row.payout_hold_reason)))
+}
+
+/// Whether there is such a person.
+///
+/// # Errors
+/// Those of the database.
+pub async fn exists(pool: &PgPool, user: UserId) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(r#"select exists (select from users where id = $1) as "exists!""#, user.0).fetch_one(pool).await
+}
