@@ -5,8 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use axum::{
     extract::{ConnectInfo, FromRef, FromRequestParts, OptionalFromRequestParts},
-    http::{header, request::Parts},
+    http::{HeaderMap, header, request::Parts},
 };
+
+use uuid::Uuid;
 
 use crate::{
     accounts::{self, Principal},
@@ -29,6 +31,19 @@ impl Customer {
     pub fn cause(&self) -> Cause {
         Cause { actor: Actor::User(self.principal.user_id), reason: String::new(), request_id: self.request_id.clone() }
     }
+
+    /// The session this is asked for in.
+    ///
+    /// # Errors
+    /// A problem if it is asked for with an API token.
+    pub fn session(&self) -> Result<Uuid, Problem> {
+        self.principal.session().ok_or_else(Problem::session_needed)
+    }
+}
+
+/// What the program that sends a request calls itself, as far as it can be read.
+pub fn user_agent(headers: &HeaderMap) -> Option<&str> {
+    headers.get(header::USER_AGENT)?.to_str().ok()
 }
 
 /// The bearer token of a request.

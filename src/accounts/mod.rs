@@ -6,13 +6,17 @@ mod sessions;
 mod tokens;
 
 use jiff::SignedDuration;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use sqlx::PgPool;
 use uuid::Uuid;
 
-pub use sessions::{SESSION_LIFETIME, authenticate, revoke, sign_in};
+pub use passwords::{PasswordChange, change_password};
+pub use sessions::{
+    MAX_SESSIONS, Opened, SESSION_LIFETIME, SessionView, SignIn, authenticate, end_other_sessions, revoke, sessions_of,
+    sign_in,
+};
 pub use tokens::{ApiToken, MAX_API_TOKENS, TokenError, api_tokens, create_api_token, hash_token, new_token};
 
 use crate::{
@@ -63,6 +67,12 @@ pub enum AccountError {
     /// Wrong e-mail or password; which one is not said.
     #[error("the e-mail address or the password is wrong")]
     BadCredentials,
+    /// Somebody who is signed in gave a wrong password where theirs is asked for again.
+    #[error("that is not your present password; nothing was changed")]
+    WrongPassword,
+    /// There is no password to change.
+    #[error("this account has no password: it signs in elsewhere. Nothing was changed; change the password there")]
+    NoPassword,
     /// Too many wrong passwords, for this account or from this address.
     #[error(
         "too many wrong passwords were tried; wait {retry_after} seconds and try again. Nobody is locked out for longer"
@@ -83,8 +93,27 @@ pub struct Principal {
     pub user_id: UserId,
     /// What they may do.
     pub role: Role,
-    /// The session or token they act with.
-    pub credential_id: Uuid,
+    /// What they act with.
+    pub credential: Credential,
+}
+
+/// What somebody proves with a request who they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Credential {
+    /// A session, opened with a password.
+    Session(Uuid),
+    /// An API token.
+    Token(Uuid),
+}
+
+impl Principal {
+    /// The session they act in; `None` if they act with something else.
+    pub fn session(&self) -> Option<Uuid> {
+        match self.credential {
+            Credential::Session(id) => Some(id),
+            Credential::Token(_) => None,
+        }
+    }
 }
 
 fn check_email(email: &str) -> Result<String, AccountError> {
@@ -127,10 +156,7 @@ pub async fn sign_up(
     cause: impl FnOnce(UserId) -> Cause,
 ) -> Result<UserId, AccountError> {
     let email = check_email(email)?;
-    if !(10..=200).contains(&password.expose_secret().chars().count()) {
-        return Err(AccountError::BadPassword);
-    }
-    let hash = passwords::hash_password(password).await;
+    let hash = passwords::hash_new_password(password).await?;
     let mut tx = pool.begin().await?;
     let inserted = sqlx::query!(
         "insert into users (id, email, password_hash, role, created_at) values ($1, $2, $3, $4, $5) on conflict (email) do nothing",

@@ -2,16 +2,19 @@
 
 use jiff::SignedDuration;
 use secrecy::SecretString;
+use serde::Serialize;
 use serde_json::json;
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
-    AccountError, Principal, Role, check_email,
+    AccountError, Credential, Principal, Role, check_email,
     passwords::{SignInAttempt, hash_password, verify_password},
     tokens::{hash_token, new_token},
 };
 use crate::{
+    app::App,
     audit::events::{self, Cause, Event, Subject},
     clock::Time,
     ids::UserId,
@@ -20,50 +23,194 @@ use crate::{
 /// How long a session lasts.
 pub const SESSION_LIFETIME: SignedDuration = SignedDuration::from_hours(24 * 14);
 
+/// How many sessions of one person are good at once; opening one more ends the oldest.
+pub const MAX_SESSIONS: i64 = 100;
+
+/// When a session was last used is written at most this often.
+const USE_IS_NOTED_EVERY: SignedDuration = SignedDuration::from_mins(5);
+
+/// What somebody signs in with, and from where.
+#[derive(Debug)]
+pub struct SignIn<'a> {
+    /// Their address.
+    pub email: &'a str,
+    /// Their password.
+    pub password: SecretString,
+    /// The network address the request comes from.
+    pub from: &'a str,
+    /// What the program that asks calls itself; what is longer than 200 characters is cut.
+    pub user_agent: Option<&'a str>,
+}
+
+/// A session that was opened.
+#[derive(Debug)]
+pub struct Opened {
+    /// For ending it.
+    pub session: Uuid,
+    /// Who is signed in.
+    pub user: UserId,
+    /// What it is used with: given out once, kept nowhere.
+    pub token: SecretString,
+    /// Until when it is good.
+    pub expires_at: Time,
+}
+
 /// Opens a session for somebody who knows the password.
 ///
 /// # Errors
 /// [`AccountError::BadCredentials`] takes as long for an unknown address as for a wrong password.
-pub async fn sign_in(
-    pool: &PgPool,
-    email: &str,
-    password: SecretString,
-    from: &str,
-    at: Time,
-) -> Result<(UserId, SecretString), AccountError> {
+pub async fn sign_in(app: &App, sign_in: SignIn<'_>) -> Result<Opened, AccountError> {
     // The hash of no password anybody can type: verified against when there is no such account.
     static NOBODY: tokio::sync::OnceCell<String> = tokio::sync::OnceCell::const_new();
     let nobody = NOBODY.get_or_init(|| async { hash_password(new_token("nobody").0).await }).await;
 
-    let email = check_email(email).map_err(|_| AccountError::BadCredentials)?;
-    let attempt = SignInAttempt::begin(pool, &email, from, at).await?;
-    let user =
-        sqlx::query!(r#"select id, password_hash from users where email = $1"#, email).fetch_optional(pool).await?;
-    let (id, hash) = match user {
-        Some(user) => (Some(user.id), user.password_hash),
-        None => (None, None),
-    };
-    let matches = verify_password(password, hash.unwrap_or_else(|| nobody.clone())).await;
-    let (Some(id), true) = (id, matches) else { return Err(AccountError::BadCredentials) };
+    let at = app.now();
+    let email = check_email(sign_in.email).map_err(|_| AccountError::BadCredentials)?;
+    let attempt = SignInAttempt::begin(&app.pool, &email, sign_in.from, at).await?;
+    let account = sqlx::query!("select id, password_hash from users where email = $1", email)
+        .fetch_optional(&app.pool)
+        .await?
+        .and_then(|account| Some((account.id, account.password_hash?)));
+    let hash = account.as_ref().map_or(nobody, |(_, hash)| hash).clone();
+    let matches = verify_password(sign_in.password, hash).await;
+    let (Some((user, hash)), true) = (account, matches) else { return Err(AccountError::BadCredentials) };
 
     let (token, token_hash) = new_token("sps");
-    let mut tx = pool.begin().await?;
-    sqlx::query!(
-        "insert into sessions (id, user_id, token_hash, created_at, expires_at) values ($1, $2, $3, $4, $5)",
-        Uuid::now_v7(),
-        id.0,
+    let (session, expires_at) = (Uuid::now_v7(), Time(at.0 + SESSION_LIFETIME));
+    let mut tx = app.pool.begin().await?;
+    // By the hash that was verified: a password that is being changed opens nothing any more.
+    let opened = sqlx::query!(
+        "insert into sessions (id, user_id, token_hash, created_at, expires_at, user_agent, address, last_used_at)
+         select $1, u.id, $3, $4, $5, $6, $7, $4 from users u where u.id = $2 and u.password_hash = $8 for share",
+        session,
+        user.0,
         &token_hash,
         at,
-        Time(at.0 + SESSION_LIFETIME),
+        expires_at,
+        sign_in.user_agent.map(shown_user_agent),
+        sign_in.from,
+        hash,
     )
     .execute(&mut *tx)
     .await?;
-    let cause = Cause { actor: events::Actor::User(id), reason: String::new(), request_id: None };
-    let event = Event { subject: Subject::User(id), action: "user.signed_in", before: None, after: None };
+    if opened.rows_affected() == 0 {
+        return Err(AccountError::BadCredentials);
+    }
+    sqlx::query!(
+        "update sessions set revoked_at = $2 where id in (
+             select id from sessions where user_id = $1 and revoked_at is null and expires_at > $2
+             order by created_at desc, id desc offset $3)",
+        user.0,
+        at,
+        MAX_SESSIONS,
+    )
+    .execute(&mut *tx)
+    .await?;
+    let cause = Cause { actor: events::Actor::User(user), reason: String::new(), request_id: None };
+    let event = Event { subject: Subject::User(user), action: "user.signed_in", before: None, after: None };
     events::record_in(&mut tx, at, &cause, event).await?;
     attempt.succeeded_in(&mut tx).await?;
     tx.commit().await?;
-    Ok((id, token))
+    Ok(Opened { session, user, token, expires_at })
+}
+
+/// A user agent as it is kept: one line of at most 200 characters.
+fn shown_user_agent(sent: &str) -> String {
+    sent.chars().filter(|character| !character.is_control()).take(200).collect()
+}
+
+/// A session as its owner sees it.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct SessionView {
+    /// For ending it.
+    pub id: Uuid,
+    /// Since when.
+    pub created_at: Time,
+    /// Until when.
+    pub expires_at: Time,
+    /// When it was last used, to five minutes; `null` where that was not kept yet.
+    pub last_used_at: Option<Time>,
+    /// What opened it, in its own words.
+    pub user_agent: Option<String>,
+    /// The network address it was opened from.
+    pub address: Option<String>,
+}
+
+/// The sessions of a person that are good, the newest first.
+///
+/// # Errors
+/// Those of the database.
+pub async fn sessions_of(pool: &PgPool, user: UserId, at: Time) -> sqlx::Result<Vec<SessionView>> {
+    sqlx::query_as!(
+        SessionView,
+        r#"select id, created_at, expires_at, last_used_at as "last_used_at: Time", user_agent, address
+           from sessions where user_id = $1 and revoked_at is null and expires_at > $2
+           order by created_at desc, id desc limit $3"#,
+        user.0,
+        at,
+        MAX_SESSIONS,
+    )
+    .fetch_all(pool)
+    .await
+}
+
+/// Ends all sessions of a person but one, or all of them. How many they were.
+///
+/// # Errors
+/// Those of the database.
+pub async fn end_other_sessions(
+    pool: &PgPool,
+    user: UserId,
+    keep: Option<Uuid>,
+    at: Time,
+    cause: &Cause,
+) -> sqlx::Result<u64> {
+    let mut tx = pool.begin().await?;
+    let ended = end_sessions_in(&mut tx, user, keep, at).await?;
+    if ended > 0 {
+        let after = Some(json!({ "sessions": ended }));
+        let event = Event { subject: Subject::User(user), action: "user.sessions_ended", before: None, after };
+        events::record_in(&mut tx, at, cause, event).await?;
+    }
+    tx.commit().await?;
+    Ok(ended)
+}
+
+/// Ends all sessions of a person, but `keep`.
+pub(super) async fn end_sessions_in(
+    connection: &mut PgConnection,
+    user: UserId,
+    keep: Option<Uuid>,
+    at: Time,
+) -> sqlx::Result<u64> {
+    let ended = sqlx::query!(
+        "update sessions set revoked_at = $3
+         where user_id = $1 and id is distinct from $2 and revoked_at is null and expires_at > $3",
+        user.0,
+        keep,
+        at,
+    )
+    .execute(connection)
+    .await?;
+    Ok(ended.rows_affected())
+}
+
+/// Notes that a session is used, without anybody waiting for it.
+fn note_use(pool: &PgPool, session: Uuid, at: Time) {
+    let pool = pool.clone();
+    tokio::spawn(async move {
+        let noted = sqlx::query!(
+            "update sessions set last_used_at = $2 where id = $1 and (last_used_at is null or last_used_at <= $3)",
+            session,
+            at,
+            Time(at.0 - USE_IS_NOTED_EVERY),
+        )
+        .execute(&pool)
+        .await;
+        if let Err(error) = noted {
+            tracing::debug!(%error, "when a session was used is not noted");
+        }
+    });
 }
 
 /// Who a session or API token belongs to, if it is good.
@@ -73,11 +220,13 @@ pub async fn sign_in(
 pub async fn authenticate(pool: &PgPool, token: &str, at: Time) -> sqlx::Result<Option<Principal>> {
     let hash = hash_token(token);
     let row = sqlx::query!(
-        r#"select c.id as "credential_id!", u.id as "user_id!: UserId", u.role as "role!: Role"
+        r#"select c.id as "id!", c.is_session as "is_session!", c.last_used_at as "last_used_at: Time",
+               u.id as "user_id!: UserId", u.role as "role!: Role"
            from (
-               select id, user_id from sessions where token_hash = $1 and revoked_at is null and expires_at > $2
+               select id, user_id, true as is_session, last_used_at from sessions
+               where token_hash = $1 and revoked_at is null and expires_at > $2
                union all
-               select id, user_id from api_tokens
+               select id, user_id, false, null from api_tokens
                where token_hash = $1 and revoked_at is null and (expires_at is null or expires_at > $2)
            ) c join users u on u.id = c.user_id"#,
         &hash,
@@ -85,7 +234,12 @@ pub async fn authenticate(pool: &PgPool, token: &str, at: Time) -> sqlx::Result<
     )
     .fetch_optional(pool)
     .await?;
-    Ok(row.map(|row| Principal { user_id: row.user_id, role: row.role, credential_id: row.credential_id }))
+    let Some(row) = row else { return Ok(None) };
+    let credential = if row.is_session { Credential::Session(row.id) } else { Credential::Token(row.id) };
+    if row.is_session && row.last_used_at.is_none_or(|used| used.0 + USE_IS_NOTED_EVERY <= at.0) {
+        note_use(pool, row.id, at);
+    }
+    Ok(Some(Principal { user_id: row.user_id, role: row.role, credential }))
 }
 
 /// Ends a session or revokes an API token of this person. False if there is none.

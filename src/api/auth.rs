@@ -16,10 +16,10 @@ use super::{
     idempotency::NewId,
 };
 use crate::{
-    accounts::{self, AccountError, ApiToken, Role, SESSION_LIFETIME},
+    accounts::{self, AccountError, ApiToken, Credential, Role, SessionView},
     app::App,
     audit::events::{Actor, Cause},
-    auth::{ClientAddress, Customer},
+    auth::{ClientAddress, Customer, user_agent},
     clock::Time,
     ids::UserId,
 };
@@ -32,6 +32,9 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(sign_up))
         .routes(routes!(sign_in))
         .routes(routes!(sign_out))
+        .routes(routes!(list_sessions, end_other_sessions))
+        .routes(routes!(end_session))
+        .routes(routes!(change_password))
         .routes(routes!(list_tokens, create_token))
         .routes(routes!(revoke_token))
 }
@@ -70,12 +73,18 @@ async fn open_session(
     app: &App,
     body: SignIn,
     from: &ClientAddress,
+    headers: &HeaderMap,
     status: StatusCode,
 ) -> Result<Shown<Session>, AccountError> {
-    let now = app.now();
-    let (user_id, token) = accounts::sign_in(&app.pool, &body.email, body.password, &from.0, now).await?;
-    let expires_at = Time(now.0 + SESSION_LIFETIME);
-    Ok((status, NO_STORE, Json(Session { user_id, token: token.expose_secret().to_owned(), expires_at })))
+    let sign_in = accounts::SignIn {
+        email: &body.email,
+        password: body.password,
+        from: &from.0,
+        user_agent: user_agent(headers),
+    };
+    let opened = accounts::sign_in(app, sign_in).await?;
+    let (user_id, token, expires_at) = (opened.user, opened.token.expose_secret().to_owned(), opened.expires_at);
+    Ok((status, NO_STORE, Json(Session { user_id, token, expires_at })))
 }
 
 /// Make an account and sign in. Repeated with the same `Idempotency-Key`, address and password because the answer was lost,
@@ -97,10 +106,10 @@ async fn sign_up(
     let made =
         accounts::sign_up(&app.pool, id, &body.email, body.password.clone(), Role::Customer, app.now(), cause).await;
     match made {
-        Ok(_) => Ok(open_session(&app, body, &from, StatusCode::CREATED).await?),
+        Ok(_) => Ok(open_session(&app, body, &from, &headers, StatusCode::CREATED).await?),
         // Made by this very request: whoever has its password may come in, as by signing in.
         Err(AccountError::EmailTaken) if key.is_some() && accounts::exists(&app.pool, id).await? => {
-            match open_session(&app, body, &from, StatusCode::CREATED).await {
+            match open_session(&app, body, &from, &headers, StatusCode::CREATED).await {
                 Err(AccountError::BadCredentials) => Err(AccountError::EmailTaken.into()),
                 other => Ok(other?),
             }
@@ -115,16 +124,89 @@ async fn sign_up(
 async fn sign_in(
     State(app): State<App>,
     from: ClientAddress,
+    headers: HeaderMap,
     Body(body): Body<SignIn>,
 ) -> Result<Shown<Session>, Problem> {
-    Ok(open_session(&app, body, &from, StatusCode::OK).await?)
+    Ok(open_session(&app, body, &from, &headers, StatusCode::OK).await?)
 }
 
 /// End the session, or revoke the token, that this request is made with.
 #[utoipa::path(post, path = "/api/auth/sign-out", tag = "accounts", responses((status = 204), (status = 401, body = Problem)))]
 async fn sign_out(State(app): State<App>, customer: Customer) -> Result<StatusCode, Problem> {
+    let (Credential::Session(id) | Credential::Token(id)) = customer.principal.credential;
+    accounts::revoke(&app.pool, customer.principal.user_id, id, app.now(), &customer.cause()).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// A session in the list.
+#[derive(Serialize, ToSchema)]
+struct ListedSession {
+    #[serde(flatten)]
+    about: SessionView,
+    /// Whether it is the one that asks.
+    current: bool,
+}
+
+/// The sessions that are open, the newest first.
+#[utoipa::path(get, path = "/api/auth/sessions", tag = "accounts", responses((status = 200, body = Vec<ListedSession>)))]
+async fn list_sessions(State(app): State<App>, customer: Customer) -> Result<Json<Vec<ListedSession>>, Problem> {
+    let sessions = accounts::sessions_of(&app.pool, customer.principal.user_id, app.now()).await?;
+    let here = customer.principal.session();
+    let listed = |about: SessionView| ListedSession { current: here == Some(about.id), about };
+    Ok(Json(sessions.into_iter().map(listed).collect()))
+}
+
+/// End every session but the one that asks. API tokens stay.
+#[utoipa::path(delete, path = "/api/auth/sessions", tag = "accounts", responses((status = 204)))]
+async fn end_other_sessions(State(app): State<App>, customer: Customer) -> Result<StatusCode, Problem> {
     let principal = customer.principal;
-    accounts::revoke(&app.pool, principal.user_id, principal.credential_id, app.now(), &customer.cause()).await?;
+    accounts::end_other_sessions(&app.pool, principal.user_id, principal.session(), app.now(), &customer.cause())
+        .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// End a session.
+#[utoipa::path(delete, path = "/api/auth/sessions/{id}", tag = "accounts", params(("id" = Uuid, Path)),
+    responses((status = 204), (status = 404, body = Problem)))]
+async fn end_session(State(app): State<App>, customer: Customer, Id(id): Id<Uuid>) -> Result<StatusCode, Problem> {
+    match accounts::revoke(&app.pool, customer.principal.user_id, id, app.now(), &customer.cause()).await? {
+        true => Ok(StatusCode::NO_CONTENT),
+        false => Err(Problem::not_found("session")),
+    }
+}
+
+/// A new password.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct NewPassword {
+    /// The present one.
+    #[schema(value_type = String)]
+    #[serde(deserialize_with = "secret")]
+    current_password: SecretString,
+    /// 10 to 200 characters.
+    #[schema(value_type = String)]
+    #[serde(deserialize_with = "secret")]
+    new_password: SecretString,
+}
+
+/// Change the password. Every other session ends; API tokens stay, so revoke those you do not want any more. Wrong guesses
+/// at the present password count like those of sign-in.
+#[utoipa::path(post, path = "/api/auth/password", tag = "accounts", request_body = NewPassword,
+    responses((status = 204), (status = 403, body = Problem), (status = 422, body = Problem), (status = 429, body = Problem)))]
+async fn change_password(
+    State(app): State<App>,
+    customer: Customer,
+    from: ClientAddress,
+    Body(body): Body<NewPassword>,
+) -> Result<StatusCode, Problem> {
+    let change = accounts::PasswordChange {
+        user: customer.principal.user_id,
+        session: customer.session()?,
+        current: body.current_password,
+        new: body.new_password,
+        from: &from.0,
+    };
+    accounts::change_password(&app, change, &customer.cause()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

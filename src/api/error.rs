@@ -89,6 +89,15 @@ impl Problem {
         Self::new(status, kind, detail)
     }
 
+    /// What is asked for is for sessions alone.
+    pub fn session_needed() -> Self {
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "session-needed",
+            "this takes a session: sign in with your password. An API token cannot do it, whatever its scopes. Nothing was changed",
+        )
+    }
+
     /// Nobody is signed in.
     pub fn unauthorized() -> Self {
         Self::new(
@@ -159,6 +168,8 @@ impl From<AccountError> for Problem {
             AccountError::EmailTaken => Self::new(StatusCode::CONFLICT, "email-taken", detail),
             AccountError::BadEmail | AccountError::BadPassword => Self::bad_input(detail),
             AccountError::BadCredentials => Self::new(StatusCode::UNAUTHORIZED, "bad-credentials", detail),
+            AccountError::WrongPassword => Self::new(StatusCode::FORBIDDEN, "wrong-password", detail),
+            AccountError::NoPassword => Self::new(StatusCode::CONFLICT, "no-password", detail),
             AccountError::TooManyTries { retry_after } => Self {
                 retry_after: Some(retry_after),
                 ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too-many-tries", detail)

@@ -179,6 +179,7 @@ async fn whatever_is_posted_is_made_once_when_its_answer_is_lost() {
         "/api/auth/sign-up",
         "/api/auth/sign-in",
         "/api/auth/sign-out",
+        "/api/auth/password",
         "/api/seedbox/orders/{id}/cancel",
         "/api/seedbox/resources/{id}/credentials",
         "/api/operator/alerts/resolve",

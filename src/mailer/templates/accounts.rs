@@ -1,0 +1,30 @@
+//! What is said to people about how they prove who they are.
+
+use serde_json::json;
+use uuid::Uuid;
+
+use super::date;
+use crate::{clock::Time, ids::UserId, mailer::Notice};
+
+fn notice(user_id: UserId, kind: &'static str, at: Time, subject: &str, body: String) -> Notice<'static> {
+    Notice {
+        user_id,
+        resource_id: None,
+        kind,
+        idempotency_key: format!("{kind}:{user_id}:{}", Uuid::now_v7()),
+        facts: json!({ "at": at }),
+        subject: subject.to_owned(),
+        body,
+    }
+}
+
+/// The account has another password.
+pub fn password_changed(user_id: UserId, at: Time) -> Notice<'static> {
+    let body = format!(
+        "The password of your account was changed on {}. Every other session has ended; API tokens go on working.\n\n\
+         If it was not you, somebody else has your password or reads your mail: change the password of your mailbox, ask for a \
+         new password here with \"Forgot your password?\", and revoke every API token that you do not know.\n",
+        date(at),
+    );
+    notice(user_id, "password_changed", at, "Your password was changed", body)
+}
