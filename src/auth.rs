@@ -58,6 +58,18 @@ pub fn request_id(parts: &Parts) -> Option<String> {
     parts.headers.get("x-request-id").and_then(|id| id.to_str().ok()).map(str::to_owned)
 }
 
+/// The same as an extractor, for what nobody has to be signed in for.
+#[derive(Debug, Clone)]
+pub struct RequestId(pub Option<String>);
+
+impl<S: Send + Sync> FromRequestParts<S> for RequestId {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Self::Rejection> {
+        Ok(Self(request_id(parts)))
+    }
+}
+
 impl<S: Send + Sync> FromRequestParts<S> for Customer
 where
     App: FromRef<S>,

@@ -2,6 +2,7 @@
 //! SHA-256 hashes; the tokens themselves are shown once and kept nowhere.
 
 mod passwords;
+mod reset;
 mod sessions;
 mod tokens;
 
@@ -13,6 +14,7 @@ use sqlx::PgPool;
 use uuid::Uuid;
 
 pub use passwords::{PasswordChange, change_password};
+pub use reset::{RESET_LIFETIME, answer_reset, complete_reset, open_reset, request_reset, reset_is_open};
 pub use sessions::{
     MAX_SESSIONS, Opened, SESSION_LIFETIME, SessionView, SignIn, authenticate, end_other_sessions, revoke, sessions_of,
     sign_in,
@@ -73,6 +75,20 @@ pub enum AccountError {
     /// There is no password to change.
     #[error("this account has no password: it signs in elsewhere. Nothing was changed; change the password there")]
     NoPassword,
+    /// The link for a new password was used, is too old or has been replaced.
+    #[error(
+        "this link does not open: it was used before, is older than an hour, a newer one was sent, or the password was changed \
+         since. Nothing was changed; ask for a new link"
+    )]
+    ResetClosed,
+    /// Too many resets were asked for.
+    #[error(
+        "a new password was asked for too often; wait {retry_after} seconds and ask again. The newest mail that was sent stays good"
+    )]
+    TooManyResets {
+        /// In seconds.
+        retry_after: i64,
+    },
     /// Too many wrong passwords, for this account or from this address.
     #[error(
         "too many wrong passwords were tried; wait {retry_after} seconds and try again. Nobody is locked out for longer"
@@ -184,7 +200,7 @@ pub async fn sign_up(
 }
 
 /// Forgets what is of no use any more, a little at a time: sessions and links that ended, answers kept for a repeated
-/// request, sign-ins that were tried. What makes money be booked once is the ledger's own keys, which are never forgotten.
+/// request, sign-ins that were tried, resets that were asked for. What makes money be booked once is the ledger's own keys, which are never forgotten.
 ///
 /// # Errors
 /// Those of the database.
@@ -207,6 +223,13 @@ pub async fn forget(pool: &PgPool, at: Time) -> sqlx::Result<()> {
     sqlx::query!(
         "with old as (select user_id, key from idempotency_keys where created_at < $1 order by created_at limit 500 for update skip locked)
          delete from idempotency_keys k using old where k.user_id = old.user_id and k.key = old.key",
+        month_ago
+    )
+    .execute(pool)
+    .await?;
+    sqlx::query!(
+        "with old as (select id from password_reset_requests where at < $1 order by at limit 500 for update skip locked)
+         delete from password_reset_requests r using old where r.id = old.id",
         month_ago
     )
     .execute(pool)

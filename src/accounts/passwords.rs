@@ -8,7 +8,7 @@ use sqlx::{PgConnection, PgPool};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
-use super::{AccountError, sessions::end_sessions_in};
+use super::{AccountError, reset::end_resets_in, sessions::end_sessions_in};
 use crate::{
     app::App,
     audit::events::{self, Cause, Event, Subject},
@@ -105,7 +105,7 @@ pub async fn change_password(app: &App, change: PasswordChange<'_>, cause: &Caus
     Ok(())
 }
 
-/// What follows from a changed password: sessions end, and its owner is told.
+/// What follows from a changed password: sessions end, links for a new one end, and its owner is told.
 pub(super) async fn password_changed_in(
     connection: &mut PgConnection,
     user: UserId,
@@ -114,6 +114,7 @@ pub(super) async fn password_changed_in(
     cause: &Cause,
 ) -> sqlx::Result<()> {
     end_sessions_in(connection, user, keep, at).await?;
+    end_resets_in(connection, user, at).await?;
     let event = Event { subject: Subject::User(user), action: "user.password_changed", before: None, after: None };
     events::record_in(connection, at, cause, event).await?;
     mailer::notify_in(connection, templates::accounts::password_changed(user, at), at).await?;

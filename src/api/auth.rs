@@ -19,7 +19,7 @@ use crate::{
     accounts::{self, AccountError, ApiToken, Credential, Role, SessionView},
     app::App,
     audit::events::{Actor, Cause},
-    auth::{ClientAddress, Customer, user_agent},
+    auth::{ClientAddress, Customer, RequestId, user_agent},
     clock::Time,
     ids::UserId,
 };
@@ -35,6 +35,8 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(list_sessions, end_other_sessions))
         .routes(routes!(end_session))
         .routes(routes!(change_password))
+        .routes(routes!(ask_for_reset))
+        .routes(routes!(complete_reset))
         .routes(routes!(list_tokens, create_token))
         .routes(routes!(revoke_token))
 }
@@ -207,6 +209,54 @@ async fn change_password(
         from: &from.0,
     };
     accounts::change_password(&app, change, &customer.cause()).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Whose password was forgotten.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Forgotten {
+    /// The address of the account.
+    email: String,
+}
+
+/// Ask for a mail with a link to set a new password, good for an hour and once. The answer is the same whether or not there
+/// is such an account. Three times an hour for one account, ten times an hour from one network address.
+#[utoipa::path(post, path = "/api/auth/password-reset", tag = "accounts", security(()), request_body = Forgotten,
+    responses((status = 202), (status = 422, body = Problem), (status = 429, body = Problem)))]
+async fn ask_for_reset(
+    State(app): State<App>,
+    from: ClientAddress,
+    Body(body): Body<Forgotten>,
+) -> Result<StatusCode, Problem> {
+    accounts::request_reset(&app, &body.email, &from.0, app.now()).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+/// A new password, with the link of a mail.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct CompletedReset {
+    /// What follows `/reset/` in the link.
+    #[schema(value_type = String)]
+    #[serde(deserialize_with = "secret")]
+    token: SecretString,
+    /// 10 to 200 characters.
+    #[schema(value_type = String)]
+    #[serde(deserialize_with = "secret")]
+    new_password: SecretString,
+}
+
+/// Set a new password with the link of a mail. Every session ends and none is opened: sign in after it. API tokens and the
+/// second factor stay as they are.
+#[utoipa::path(post, path = "/api/auth/password-reset/complete", tag = "accounts", security(()), request_body = CompletedReset,
+    responses((status = 204), (status = 410, body = Problem), (status = 422, body = Problem)))]
+async fn complete_reset(
+    State(app): State<App>,
+    RequestId(request_id): RequestId,
+    Body(body): Body<CompletedReset>,
+) -> Result<StatusCode, Problem> {
+    accounts::complete_reset(&app, body.token.expose_secret(), body.new_password, request_id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

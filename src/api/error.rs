@@ -170,6 +170,11 @@ impl From<AccountError> for Problem {
             AccountError::BadCredentials => Self::new(StatusCode::UNAUTHORIZED, "bad-credentials", detail),
             AccountError::WrongPassword => Self::new(StatusCode::FORBIDDEN, "wrong-password", detail),
             AccountError::NoPassword => Self::new(StatusCode::CONFLICT, "no-password", detail),
+            AccountError::ResetClosed => Self::new(StatusCode::GONE, "link-closed", detail),
+            AccountError::TooManyResets { retry_after } => Self {
+                retry_after: Some(retry_after),
+                ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too-many-resets", detail)
+            },
             AccountError::TooManyTries { retry_after } => Self {
                 retry_after: Some(retry_after),
                 ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too-many-tries", detail)

@@ -231,3 +231,135 @@ async fn a_lost_answer_to_a_changed_password_is_had_again_and_its_key_keeps_noth
     }
     assert_ne!(kept, guessed.finalize().to_vec(), "whoever has the database could try passwords");
 }
+
+/// The newest mail to somebody that holds a link to set a new password, once there are so many: the token in it.
+async fn reset_token(test: &TestApp, email: &str, mails: usize) -> String {
+    let inbox = test.world.folder.join("inbox");
+    let started = std::time::Instant::now();
+    loop {
+        let mut found: Vec<_> = std::fs::read_dir(&inbox)
+            .unwrap()
+            .flatten()
+            .filter(|file| file.path().extension().is_some_and(|extension| extension == "txt"))
+            .map(|file| (file.file_name(), std::fs::read_to_string(file.path()).unwrap()))
+            .filter(|(_, text)| text.starts_with(&format!("To: {email}\n")) && text.contains("/reset/"))
+            .collect();
+        found.sort();
+        if found.len() >= mails {
+            let text = &found.last().unwrap().1;
+            return text.lines().find_map(|line| line.split_once("/reset/")).unwrap().1.to_owned();
+        }
+        assert!(started.elapsed() < crate::support::PATIENCE, "{} of {mails} mails", found.len());
+        tokio::time::sleep(std::time::Duration::from_millis(25)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_forgotten_password_is_replaced_by_a_link_that_works_once() {
+    let test = TestApp::new().await;
+    let member = Member::sign_up(&test).await;
+    let post = async |path: &str, from: &str, body: Value| ask(&test, None, Method::POST, path, from, body).await;
+    let request = async |email: &str| post("/api/auth/password-reset", "198.51.100.1", json!({ "email": email })).await;
+    let complete = async |token: &str, password: &str| {
+        let body = json!({ "token": token, "new_password": password });
+        post("/api/auth/password-reset/complete", "198.51.100.1", body).await
+    };
+    // Capitals are the same address.
+    assert_eq!(request(&member.email.to_uppercase()).await.status, 202);
+    let first = reset_token(&test, &member.email, 1).await;
+    let open =
+        async |token: &str| seedplane::accounts::reset_is_open(&test.app.pool, token, test.app.now()).await.unwrap();
+    assert!(open(&first).await);
+    assert_eq!(request(&member.email).await.status, 202);
+    let second = reset_token(&test, &member.email, 2).await;
+    assert!(!open(&first).await && open(&second).await, "a newer one ends the older one");
+    for (token, password, status, kind) in [
+        (first.as_str(), ANOTHER, 410, "link-closed"),
+        ("spl_nothing", ANOTHER, 410, "link-closed"),
+        (&second, "short", 422, "bad-input"),
+    ] {
+        let answer = complete(token, password).await;
+        assert_eq!((answer.status, answer.kind.as_str()), (status, kind), "{}", answer.body);
+    }
+    assert!(is_good(&test, &member.session).await, "nothing was changed");
+    member.sign_in(&test, "198.51.100.1", PASSWORD).await;
+
+    let (one, two) = tokio::join!(complete(&second, ANOTHER), complete(&second, ANOTHER));
+    let mut statuses = [one.status, two.status];
+    statuses.sort_unstable();
+    assert_eq!(statuses, [204, 410], "once");
+    assert!(!is_good(&test, &member.session).await, "every session has ended");
+    assert_eq!(member.try_sign_in(&test, "198.51.100.1", PASSWORD).await.status, 401);
+    member.sign_in(&test, "198.51.100.1", ANOTHER).await;
+    test.until_handed("password_changed", 1).await;
+    let events = member.events(&test).await;
+    assert_eq!(events.iter().filter(|event| *event == "user.password_changed").count(), 1, "{events:?}");
+    assert_eq!(events.iter().filter(|event| *event == "user.password_reset_asked").count(), 2, "{events:?}");
+
+    // The third within the hour; the hour after it, its link is too old.
+    assert_eq!(request(&member.email).await.status, 202);
+    let third = reset_token(&test, &member.email, 3).await;
+    let answer = request(&member.email).await;
+    assert_eq!((answer.status, answer.kind.as_str()), (429, "too-many-resets"), "{}", answer.body);
+    assert!(open(&third).await, "what was sent stays good");
+    test.advance(SignedDuration::from_mins(61)).await;
+    assert!(!open(&third).await);
+    assert_eq!(complete(&third, PASSWORD).await.status, 410);
+    // A password that was changed meanwhile ends it, too.
+    assert_eq!(request(&member.email).await.status, 202);
+    let fourth = reset_token(&test, &member.email, 4).await;
+    let session = member.sign_in(&test, "198.51.100.1", ANOTHER).await;
+    let body = json!({ "current_password": ANOTHER, "new_password": PASSWORD });
+    assert_eq!(ask(&test, Some(&session), Method::POST, "/api/auth/password", "198.51.100.1", body).await.status, 204);
+    assert!(!open(&fourth).await);
+    let stored: Vec<String> =
+        sqlx::query_scalar("select body from mail_outbox").fetch_all(&test.app.pool).await.unwrap();
+    assert!(stored.iter().all(|body| !body.contains("spl_")), "no link is in the database");
+}
+
+#[tokio::test]
+async fn whether_there_is_an_account_is_not_told_and_a_late_mail_opens_nothing_after_a_change() {
+    let test = crate::support::World::new().await.start(false).await;
+    let member = Member::sign_up(&test).await;
+    let request = async |email: &str, from: &str| {
+        let body = json!({ "email": email });
+        ask(&test, None, Method::POST, "/api/auth/password-reset", from, body).await
+    };
+    let (known, unknown) =
+        (request(&member.email, "203.0.113.1").await, request("nobody@example.org", "203.0.113.1").await);
+    assert_eq!((known.status, &known.body), (202, &unknown.body));
+    assert_eq!(unknown.status, 202);
+    let waiting: Vec<i64> = sqlx::query_scalar(
+        "select count(*) from graphile_worker._private_jobs j join graphile_worker._private_tasks t on t.id = j.task_id
+         where t.identifier in ('answer_reset', 'send_mail') group by t.identifier",
+    )
+    .fetch_all(&test.app.pool)
+    .await
+    .unwrap();
+    assert_eq!(waiting, [2], "the same work for both, and none of it in the request");
+    assert_eq!(request("no address", "203.0.113.1").await.status, 422);
+    for n in 0..8 {
+        assert_eq!(request(&format!("{n}@example.org"), "203.0.113.1").await.status, 202);
+    }
+    assert_eq!(request("9@example.org", "203.0.113.1").await.status, 429, "from one network address");
+    assert_eq!(request("9@example.org", "203.0.113.2").await.status, 202);
+
+    // The mail waits; the password is changed meanwhile; then the mail goes out.
+    let ids: Vec<Uuid> =
+        sqlx::query_scalar("select id from password_reset_requests").fetch_all(&test.app.pool).await.unwrap();
+    for id in ids.iter().chain(&ids) {
+        seedplane::accounts::answer_reset(&test.app, *id).await.unwrap();
+    }
+    let body = json!({ "current_password": PASSWORD, "new_password": ANOTHER });
+    let changed = ask(&test, Some(&member.session), Method::POST, "/api/auth/password", "198.51.100.1", body).await;
+    assert_eq!(changed.status, 204, "{}", changed.body);
+    let app = &test.app;
+    seedplane::mailer::send_waiting(&app.pool, app.mailer.as_ref(), &app.public_url, &app.clock).await.unwrap();
+    let token = reset_token(&test, &member.email, 1).await;
+    assert!(!seedplane::accounts::reset_is_open(&app.pool, &token, app.now()).await.unwrap());
+    let kept: i64 = sqlx::query_scalar("select count(*) from password_reset_requests where email is not null")
+        .fetch_one(&app.pool)
+        .await
+        .unwrap();
+    assert_eq!(kept, 0, "addresses are not kept");
+}

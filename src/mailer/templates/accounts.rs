@@ -4,7 +4,11 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::date;
-use crate::{clock::Time, ids::UserId, mailer::Notice};
+use crate::{
+    clock::Time,
+    ids::UserId,
+    mailer::{Notice, RESET_LINK},
+};
 
 fn notice(user_id: UserId, kind: &'static str, at: Time, subject: &str, body: String) -> Notice<'static> {
     Notice {
@@ -27,4 +31,18 @@ pub fn password_changed(user_id: UserId, at: Time) -> Notice<'static> {
         date(at),
     );
     notice(user_id, "password_changed", at, "Your password was changed", body)
+}
+
+/// Somebody who says to be the owner forgot the password.
+pub fn password_reset(user_id: UserId, request: Uuid, at: Time) -> Notice<'static> {
+    let body = format!(
+        "Somebody asked on {} for a new password for your account. If it was you, open this link within an hour of this mail, and \
+         choose one; it works once:\n{RESET_LINK}\n\n\
+         If it was not you, there is nothing to do: your password stays as it is, and the link is in this mail only.\n",
+        date(at),
+    );
+    Notice {
+        idempotency_key: format!("password_reset:{request}"),
+        ..notice(user_id, "password_reset", at, "A new password for your account", body)
+    }
 }
