@@ -4,14 +4,14 @@
 use std::net::{IpAddr, SocketAddr};
 
 use axum::{
-    extract::{ConnectInfo, FromRef, FromRequestParts, OptionalFromRequestParts},
+    extract::{ConnectInfo, FromRef, FromRequestParts, MatchedPath, OptionalFromRequestParts},
     http::{HeaderMap, header, request::Parts},
 };
 
 use uuid::Uuid;
 
 use crate::{
-    accounts::{self, Principal},
+    accounts::{self, Needed, Principal, Scope},
     api::error::Problem,
     app::App,
     audit::events::{Actor, Cause},
@@ -80,7 +80,24 @@ where
         let app = App::from_ref(state);
         let token = bearer(parts).ok_or_else(Problem::unauthorized)?;
         let principal = accounts::authenticate(&app.pool, token, app.now()).await?.ok_or_else(Problem::unauthorized)?;
+        if principal.session().is_none() {
+            let path = parts.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str);
+            within_scopes(&principal, accounts::needed(&parts.method, path))?;
+        }
         Ok(Self { principal, request_id: request_id(parts) })
+    }
+}
+
+/// Whether what is no session may be used for this.
+fn within_scopes(principal: &Principal, needed: Option<Needed>) -> Result<(), Problem> {
+    match needed {
+        // What is not there for somebody is not a matter of scopes.
+        Some(Needed::OneOf([Scope::Operator])) if !principal.role.reads_as_operator() => {
+            Err(Problem::not_found("page"))
+        }
+        Some(Needed::OneOf(scopes)) if scopes.iter().any(|scope| principal.scopes.has(*scope)) => Ok(()),
+        Some(Needed::OneOf(scopes)) => Err(Problem::scope_missing(scopes)),
+        Some(Needed::Session) | None => Err(Problem::session_needed()),
     }
 }
 

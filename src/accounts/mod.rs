@@ -3,6 +3,7 @@
 
 mod passwords;
 mod reset;
+mod scopes;
 mod sessions;
 mod tokens;
 
@@ -15,11 +16,14 @@ use uuid::Uuid;
 
 pub use passwords::{PasswordChange, change_password};
 pub use reset::{RESET_LIFETIME, answer_reset, complete_reset, open_reset, request_reset, reset_is_open};
+pub use scopes::{Needed, Scope, Scopes, needed};
 pub use sessions::{
     MAX_SESSIONS, Opened, SESSION_LIFETIME, SessionView, SignIn, authenticate, end_other_sessions, revoke, sessions_of,
     sign_in,
 };
-pub use tokens::{ApiToken, MAX_API_TOKENS, TokenError, api_tokens, create_api_token, hash_token, new_token};
+pub use tokens::{
+    ApiToken, MAX_API_TOKENS, NewApiToken, TokenError, api_tokens, create_api_token, hash_token, new_token,
+};
 
 use crate::{
     audit::events::{self, Cause, Event, Subject},
@@ -111,6 +115,8 @@ pub struct Principal {
     pub role: Role,
     /// What they act with.
     pub credential: Credential,
+    /// What that may be used for.
+    pub scopes: Scopes,
 }
 
 /// What somebody proves with a request who they are.

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
-    AccountError, Credential, Principal, Role, check_email,
+    AccountError, Credential, Principal, Role, Scopes, check_email,
     passwords::{SignInAttempt, hash_password, verify_password},
     tokens::{hash_token, new_token},
 };
@@ -220,13 +220,13 @@ fn note_use(pool: &PgPool, session: Uuid, at: Time) {
 pub async fn authenticate(pool: &PgPool, token: &str, at: Time) -> sqlx::Result<Option<Principal>> {
     let hash = hash_token(token);
     let row = sqlx::query!(
-        r#"select c.id as "id!", c.is_session as "is_session!", c.last_used_at as "last_used_at: Time",
+        r#"select c.id as "id!", c.is_session as "is_session!", c.last_used_at as "last_used_at: Time", c.scopes,
                u.id as "user_id!: UserId", u.role as "role!: Role"
            from (
-               select id, user_id, true as is_session, last_used_at from sessions
+               select id, user_id, true as is_session, last_used_at, null::text[] as scopes from sessions
                where token_hash = $1 and revoked_at is null and expires_at > $2
                union all
-               select id, user_id, false, null from api_tokens
+               select id, user_id, false, null, scopes from api_tokens
                where token_hash = $1 and revoked_at is null and (expires_at is null or expires_at > $2)
            ) c join users u on u.id = c.user_id"#,
         &hash,
@@ -239,7 +239,8 @@ pub async fn authenticate(pool: &PgPool, token: &str, at: Time) -> sqlx::Result<
     if row.is_session && row.last_used_at.is_none_or(|used| used.0 + USE_IS_NOTED_EVERY <= at.0) {
         note_use(pool, row.id, at);
     }
-    Ok(Some(Principal { user_id: row.user_id, role: row.role, credential }))
+    let scopes = row.scopes.map_or(Scopes::ALL, |words| Scopes::from_words(&words));
+    Ok(Some(Principal { user_id: row.user_id, role: row.role, credential, scopes }))
 }
 
 /// Ends a session or revokes an API token of this person. False if there is none.

@@ -9,6 +9,7 @@ use sqlx::PgPool;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::{Scope, Scopes};
 use crate::{
     audit::events::{self, Cause, Event, Subject},
     clock::Time,
@@ -38,6 +39,23 @@ pub struct ApiToken {
     pub created_at: Time,
     /// Until when; `null` for as long as it is not revoked.
     pub expires_at: Option<Time>,
+    /// What it may be used for.
+    pub scopes: Vec<Scope>,
+}
+
+/// An API token to make.
+#[derive(Debug)]
+pub struct NewApiToken<'a> {
+    /// Its id; with one that was used before nothing is made.
+    pub id: Uuid,
+    /// Whose.
+    pub user: UserId,
+    /// What its owner calls it, 1 to 80 characters.
+    pub name: &'a str,
+    /// Until when it is good; for as long as it is not revoked if left out.
+    pub expires_at: Option<Time>,
+    /// What it may be used for: not none, and no more than what asks for it may.
+    pub scopes: Scopes,
 }
 
 /// How many API tokens that are good one person has at most.
@@ -62,19 +80,17 @@ pub enum TokenError {
     Database(#[from] sqlx::Error),
 }
 
-/// Makes an API token; it is shown once. With an id that was used before nothing is made.
+/// Makes an API token; it is shown once.
 ///
 /// # Errors
 /// [`TokenError`]; nothing is written then.
 pub async fn create_api_token(
     pool: &PgPool,
-    id: Uuid,
-    user: UserId,
-    name: &str,
-    expires_at: Option<Time>,
+    new: NewApiToken<'_>,
     at: Time,
     cause: &Cause,
 ) -> Result<(ApiToken, SecretString), TokenError> {
+    let NewApiToken { id, user, name, expires_at, scopes } = new;
     let (token, hash) = new_token("spt");
     let mut tx = pool.begin().await?;
     // One at a time for each person, so that the limit holds.
@@ -95,21 +111,22 @@ pub async fn create_api_token(
         return Err(TokenError::TooMany);
     }
     sqlx::query!(
-        "insert into api_tokens (id, user_id, name, token_hash, created_at, expires_at) values ($1, $2, $3, $4, $5, $6)",
+        "insert into api_tokens (id, user_id, name, token_hash, created_at, expires_at, scopes) values ($1, $2, $3, $4, $5, $6, $7)",
         id,
         user.0,
         name,
         &hash,
         at,
         expires_at as _,
+        &scopes.words(),
     )
     .execute(&mut *tx)
     .await?;
-    let after = Some(json!({ "credential_id": id, "name": name }));
+    let after = Some(json!({ "credential_id": id, "name": name, "scopes": scopes.words() }));
     let event = Event { subject: Subject::User(user), action: "user.token_created", before: None, after };
     events::record_in(&mut tx, at, cause, event).await?;
     tx.commit().await?;
-    Ok((ApiToken { id, name: name.to_owned(), created_at: at, expires_at }, token))
+    Ok((ApiToken { id, name: name.to_owned(), created_at: at, expires_at, scopes: scopes.list() }, token))
 }
 
 /// The API tokens of a person that are not revoked.
@@ -117,12 +134,21 @@ pub async fn create_api_token(
 /// # Errors
 /// Those of the database.
 pub async fn api_tokens(pool: &PgPool, user: UserId) -> sqlx::Result<Vec<ApiToken>> {
-    sqlx::query_as!(
-        ApiToken,
-        "select id, name, created_at, expires_at from api_tokens where user_id = $1 and revoked_at is null
-         order by created_at desc limit 200",
+    let tokens = sqlx::query!(
+        r#"select id, name, created_at, expires_at as "expires_at: Time", scopes from api_tokens
+           where user_id = $1 and revoked_at is null order by created_at desc limit 200"#,
         user.0
     )
     .fetch_all(pool)
-    .await
+    .await?;
+    Ok(tokens
+        .into_iter()
+        .map(|row| ApiToken {
+            id: row.id,
+            name: row.name,
+            created_at: row.created_at,
+            expires_at: row.expires_at,
+            scopes: Scopes::from_words(&row.scopes).list(),
+        })
+        .collect())
 }

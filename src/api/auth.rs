@@ -16,7 +16,7 @@ use super::{
     idempotency::NewId,
 };
 use crate::{
-    accounts::{self, AccountError, ApiToken, Credential, Role, SessionView},
+    accounts::{self, AccountError, ApiToken, Credential, Role, Scope, Scopes, SessionView},
     app::App,
     audit::events::{Actor, Cause},
     auth::{ClientAddress, Customer, RequestId, user_agent},
@@ -268,6 +268,8 @@ struct NewToken {
     name: String,
     /// Until when it is good; for as long as it is not revoked if left out.
     expires_at: Option<Time>,
+    /// What it may be used for: all that you may if left out, and never more than what you ask with.
+    scopes: Option<Vec<Scope>>,
 }
 
 /// A token, shown once.
@@ -287,7 +289,7 @@ async fn list_tokens(State(app): State<App>, customer: Customer) -> Result<Json<
 
 /// Make an API token.
 #[utoipa::path(post, path = "/api/auth/tokens", tag = "accounts", request_body = NewToken,
-    responses((status = 201, body = CreatedToken), (status = 409, body = Problem), (status = 422, body = Problem)))]
+    responses((status = 201, body = CreatedToken), (status = 403, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
 async fn create_token(
     State(app): State<App>,
     customer: Customer,
@@ -302,16 +304,18 @@ async fn create_token(
     if body.expires_at.is_some_and(|at| at <= now) {
         return Err(Problem::bad_input("`expires_at` is in the past"));
     }
-    let (about, token) = accounts::create_api_token(
-        &app.pool,
-        id,
-        customer.principal.user_id,
-        name,
-        body.expires_at,
-        now,
-        &customer.cause(),
-    )
-    .await?;
+    let principal = customer.principal;
+    let allowed = Scopes::of_role(principal.role).and(principal.scopes);
+    let scopes = body.scopes.map_or(allowed, Scopes::from_iter);
+    if scopes.is_empty() {
+        return Err(Problem::bad_input("`scopes` has one scope or more; leave it out for all that you may do"));
+    }
+    let beyond = scopes.without(allowed);
+    if !beyond.is_empty() {
+        return Err(Problem::scope_missing(&beyond.list()));
+    }
+    let new = accounts::NewApiToken { id, user: principal.user_id, name, expires_at: body.expires_at, scopes };
+    let (about, token) = accounts::create_api_token(&app.pool, new, now, &customer.cause()).await?;
     Ok((StatusCode::CREATED, NO_STORE, Json(CreatedToken { about, token: token.expose_secret().to_owned() })))
 }
 

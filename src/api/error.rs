@@ -11,7 +11,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use utoipa::ToSchema;
 
 use crate::{
-    accounts::{AccountError, TokenError},
+    accounts::{AccountError, Scope, TokenError},
     orders::OrderError,
     seedbox::lifecycle::TransitionError,
 };
@@ -96,6 +96,17 @@ impl Problem {
             "session-needed",
             "this takes a session: sign in with your password. An API token cannot do it, whatever its scopes. Nothing was changed",
         )
+    }
+
+    /// The token is not for this.
+    pub fn scope_missing(one_of: &[Scope]) -> Self {
+        let names: Vec<String> = one_of.iter().map(|scope| format!("`{scope}`")).collect();
+        let detail = format!(
+            "this API token lacks the scope {}, which this needs; nothing was done. Make a token that has it, with a session or \
+             a token that has it",
+            names.join(" or ")
+        );
+        Self::new(StatusCode::FORBIDDEN, "scope-missing", detail)
     }
 
     /// Nobody is signed in.

@@ -26,6 +26,7 @@ mod provider_contract;
 mod providers;
 mod scale;
 mod schema;
+mod scopes;
 mod secrets;
 mod seedbox_orders;
 mod story;

@@ -13,7 +13,7 @@ use jiff::SignedDuration;
 use reqwest::{Method, StatusCode};
 use secrecy::{ExposeSecret, SecretString};
 use seedplane::{
-    accounts::{self, Role},
+    accounts::{self, NewApiToken, Role, Scopes},
     app::App,
     audit::events::Cause,
     billing::rules::Policy,
@@ -349,10 +349,9 @@ impl TestApp {
             .await
             .unwrap();
         // A session would end when the clock is moved by weeks.
-        let (_, token) =
-            accounts::create_api_token(&self.app.pool, Uuid::now_v7(), id, "test", None, now, &Cause::system())
-                .await
-                .unwrap();
+        let (id_of_token, scopes) = (Uuid::now_v7(), Scopes::of_role(role));
+        let new = NewApiToken { id: id_of_token, user: id, name: "test", expires_at: None, scopes };
+        let (_, token) = accounts::create_api_token(&self.app.pool, new, now, &Cause::system()).await.unwrap();
         Person { id, token: token.expose_secret().to_owned() }
     }
 
