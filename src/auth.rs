@@ -115,6 +115,14 @@ where
     }
 }
 
+/// Whether somebody has proved enough to act or read as an operator: outside the trial, with a second factor.
+///
+/// # Errors
+/// A problem that says how to set one up.
+pub fn proved_enough(app: &App, principal: &Principal) -> Result<(), Problem> {
+    if app.trial || principal.second_factor { Ok(()) } else { Err(Problem::second_factor_required()) }
+}
+
 /// Somebody who runs the business.
 #[derive(Debug, Clone)]
 pub struct Operator {
@@ -161,6 +169,7 @@ where
         if !customer.principal.role.is_operator() {
             return Err(Problem::not_found("page"));
         }
+        proved_enough(&App::from_ref(state), &customer.principal)?;
         Ok(Self { principal: customer.principal, request_id: customer.request_id })
     }
 }
@@ -177,7 +186,11 @@ where
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let customer = <Customer as FromRequestParts<S>>::from_request_parts(parts, state).await?;
-        customer.principal.role.reads_as_operator().then_some(Self).ok_or_else(|| Problem::not_found("page"))
+        if !customer.principal.role.reads_as_operator() {
+            return Err(Problem::not_found("page"));
+        }
+        proved_enough(&App::from_ref(state), &customer.principal)?;
+        Ok(Self)
     }
 }
 

@@ -6,6 +6,7 @@ mod reset;
 mod scopes;
 mod sessions;
 mod tokens;
+mod totp;
 
 use jiff::SignedDuration;
 use secrecy::SecretString;
@@ -23,6 +24,9 @@ pub use sessions::{
 };
 pub use tokens::{
     ApiToken, MAX_API_TOKENS, NewApiToken, TokenError, api_tokens, create_api_token, hash_token, new_token,
+};
+pub use totp::{
+    SecondFactor, TotpRemoval, TotpSecret, begin_totp, confirm_totp, remove_totp, reset_second_factor, second_factor,
 };
 
 use crate::{
@@ -79,6 +83,26 @@ pub enum AccountError {
     /// There is no password to change.
     #[error("this account has no password: it signs in elsewhere. Nothing was changed; change the password there")]
     NoPassword,
+    /// The password was right, and a code is needed too.
+    #[error(
+        "the password is right, and this account has a second factor: sign in with a code of the authenticator app, or a recovery \
+         code, too"
+    )]
+    SecondFactorNeeded,
+    /// A wrong code at sign-in.
+    #[error("the code is wrong, or was used before: wait for the next one, or use a recovery code")]
+    BadCode,
+    /// Somebody who is signed in gave a wrong code.
+    #[error("the code is wrong, or was used before; nothing was changed. Wait for the next one and try again")]
+    WrongCode,
+    /// There is a second factor already.
+    #[error("the second factor is on already; nothing was changed. Turn it off first to set up another one")]
+    SecondFactorOn,
+    /// There is no second factor, or none was begun.
+    #[error(
+        "there is no second factor to confirm or turn off; nothing was changed. Begin one with POST /api/auth/totp"
+    )]
+    SecondFactorOff,
     /// The link for a new password was used, is too old or has been replaced.
     #[error(
         "this link does not open: it was used before, is older than an hour, a newer one was sent, or the password was changed \
@@ -95,7 +119,7 @@ pub enum AccountError {
     },
     /// Too many wrong passwords, for this account or from this address.
     #[error(
-        "too many wrong passwords were tried; wait {retry_after} seconds and try again. Nobody is locked out for longer"
+        "too many wrong passwords or codes were tried; wait {retry_after} seconds and try again. Nobody is locked out for longer"
     )]
     TooManyTries {
         /// In seconds.
@@ -104,6 +128,9 @@ pub enum AccountError {
     /// The database failed.
     #[error(transparent)]
     Database(#[from] sqlx::Error),
+    /// The secret store failed.
+    #[error(transparent)]
+    Secrets(#[from] crate::secrets::Error),
 }
 
 /// Who acts on a request.
@@ -117,6 +144,8 @@ pub struct Principal {
     pub credential: Credential,
     /// What that may be used for.
     pub scopes: Scopes,
+    /// Whether that was opened with a second factor, or made in such a session.
+    pub second_factor: bool,
 }
 
 /// What somebody proves with a request who they are.
@@ -273,6 +302,14 @@ pub async fn customer_by_email(pool: &PgPool, email: &str) -> sqlx::Result<Optio
     .fetch_optional(pool)
     .await?;
     Ok(found.map(|row| (row.id, row.email, row.payout_hold_reason)))
+}
+
+/// The person with this address, if there is one.
+///
+/// # Errors
+/// Those of the database.
+pub async fn by_email(pool: &PgPool, email: &str) -> sqlx::Result<Option<UserId>> {
+    sqlx::query_scalar!("select id from users where email = lower($1)", email).fetch_optional(pool).await
 }
 
 /// Whether there is such a person.

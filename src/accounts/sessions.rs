@@ -12,6 +12,7 @@ use super::{
     AccountError, Credential, Principal, Role, Scopes, check_email,
     passwords::{SignInAttempt, hash_password, verify_password},
     tokens::{hash_token, new_token},
+    totp::Proof,
 };
 use crate::{
     app::App,
@@ -36,6 +37,8 @@ pub struct SignIn<'a> {
     pub email: &'a str,
     /// Their password.
     pub password: SecretString,
+    /// A code of their authenticator app or a recovery code, if they have a second factor.
+    pub code: Option<SecretString>,
     /// The network address the request comes from.
     pub from: &'a str,
     /// What the program that asks calls itself; what is longer than 200 characters is cut.
@@ -53,12 +56,15 @@ pub struct Opened {
     pub token: SecretString,
     /// Until when it is good.
     pub expires_at: Time,
+    /// Whether it was opened with a second factor.
+    pub second_factor: bool,
 }
 
-/// Opens a session for somebody who knows the password.
+/// Opens a session for somebody who knows the password and, if they have a second factor, has a code.
 ///
 /// # Errors
-/// [`AccountError::BadCredentials`] takes as long for an unknown address as for a wrong password.
+/// [`AccountError::BadCredentials`] takes as long for an unknown address as for a wrong password; whether there is a second
+/// factor is told to whoever knows the password.
 pub async fn sign_in(app: &App, sign_in: SignIn<'_>) -> Result<Opened, AccountError> {
     // The hash of no password anybody can type: verified against when there is no such account.
     static NOBODY: tokio::sync::OnceCell<String> = tokio::sync::OnceCell::const_new();
@@ -67,21 +73,36 @@ pub async fn sign_in(app: &App, sign_in: SignIn<'_>) -> Result<Opened, AccountEr
     let at = app.now();
     let email = check_email(sign_in.email).map_err(|_| AccountError::BadCredentials)?;
     let attempt = SignInAttempt::begin(&app.pool, &email, sign_in.from, at).await?;
-    let account = sqlx::query!("select id, password_hash from users where email = $1", email)
-        .fetch_optional(&app.pool)
-        .await?
-        .and_then(|account| Some((account.id, account.password_hash?)));
-    let hash = account.as_ref().map_or(nobody, |(_, hash)| hash).clone();
+    let account = sqlx::query!(
+        r#"select id, password_hash,
+               exists (select from second_factors f where f.user_id = u.id and confirmed_at is not null) as "second_factor!"
+           from users u where email = $1"#,
+        email
+    )
+    .fetch_optional(&app.pool)
+    .await?
+    .and_then(|account| Some((account.id, account.password_hash?, account.second_factor)));
+    let hash = account.as_ref().map_or(nobody, |(_, hash, _)| hash).clone();
     let matches = verify_password(sign_in.password, hash).await;
-    let (Some((user, hash)), true) = (account, matches) else { return Err(AccountError::BadCredentials) };
+    let (Some((user, hash, second_factor)), true) = (account, matches) else {
+        return Err(AccountError::BadCredentials);
+    };
+    let proof = match (second_factor, sign_in.code) {
+        (false, _) => None,
+        (true, Some(code)) => Some(Proof::of(app, user, &code).await?.ok_or(AccountError::BadCode)?),
+        (true, None) => {
+            attempt.was_no_guess(&app.pool).await?;
+            return Err(AccountError::SecondFactorNeeded);
+        }
+    };
 
     let (token, token_hash) = new_token("sps");
     let (session, expires_at) = (Uuid::now_v7(), Time(at.0 + SESSION_LIFETIME));
     let mut tx = app.pool.begin().await?;
     // By the hash that was verified: a password that is being changed opens nothing any more.
     let opened = sqlx::query!(
-        "insert into sessions (id, user_id, token_hash, created_at, expires_at, user_agent, address, last_used_at)
-         select $1, u.id, $3, $4, $5, $6, $7, $4 from users u where u.id = $2 and u.password_hash = $8 for share",
+        "insert into sessions (id, user_id, token_hash, created_at, expires_at, user_agent, address, last_used_at, second_factor)
+         select $1, u.id, $3, $4, $5, $6, $7, $4, $9 from users u where u.id = $2 and u.password_hash = $8 for share",
         session,
         user.0,
         &token_hash,
@@ -90,11 +111,17 @@ pub async fn sign_in(app: &App, sign_in: SignIn<'_>) -> Result<Opened, AccountEr
         sign_in.user_agent.map(shown_user_agent),
         sign_in.from,
         hash,
+        second_factor,
     )
     .execute(&mut *tx)
     .await?;
     if opened.rows_affected() == 0 {
         return Err(AccountError::BadCredentials);
+    }
+    if let Some(proof) = proof
+        && !proof.spend_in(&mut tx, user, at).await?
+    {
+        return Err(AccountError::BadCode);
     }
     sqlx::query!(
         "update sessions set revoked_at = $2 where id in (
@@ -111,7 +138,7 @@ pub async fn sign_in(app: &App, sign_in: SignIn<'_>) -> Result<Opened, AccountEr
     events::record_in(&mut tx, at, &cause, event).await?;
     attempt.succeeded_in(&mut tx).await?;
     tx.commit().await?;
-    Ok(Opened { session, user, token, expires_at })
+    Ok(Opened { session, user, token, expires_at, second_factor })
 }
 
 /// A user agent as it is kept: one line of at most 200 characters.
@@ -134,6 +161,8 @@ pub struct SessionView {
     pub user_agent: Option<String>,
     /// The network address it was opened from.
     pub address: Option<String>,
+    /// Whether it was opened with a second factor.
+    pub second_factor: bool,
 }
 
 /// The sessions of a person that are good, the newest first.
@@ -143,7 +172,7 @@ pub struct SessionView {
 pub async fn sessions_of(pool: &PgPool, user: UserId, at: Time) -> sqlx::Result<Vec<SessionView>> {
     sqlx::query_as!(
         SessionView,
-        r#"select id, created_at, expires_at, last_used_at as "last_used_at: Time", user_agent, address
+        r#"select id, created_at, expires_at, last_used_at as "last_used_at: Time", user_agent, address, second_factor
            from sessions where user_id = $1 and revoked_at is null and expires_at > $2
            order by created_at desc, id desc limit $3"#,
         user.0,
@@ -221,12 +250,13 @@ pub async fn authenticate(pool: &PgPool, token: &str, at: Time) -> sqlx::Result<
     let hash = hash_token(token);
     let row = sqlx::query!(
         r#"select c.id as "id!", c.is_session as "is_session!", c.last_used_at as "last_used_at: Time", c.scopes,
+               c.second_factor as "second_factor!",
                u.id as "user_id!: UserId", u.role as "role!: Role"
            from (
-               select id, user_id, true as is_session, last_used_at, null::text[] as scopes from sessions
+               select id, user_id, true as is_session, last_used_at, null::text[] as scopes, second_factor from sessions
                where token_hash = $1 and revoked_at is null and expires_at > $2
                union all
-               select id, user_id, false, null, scopes from api_tokens
+               select id, user_id, false, null, scopes, second_factor from api_tokens
                where token_hash = $1 and revoked_at is null and (expires_at is null or expires_at > $2)
            ) c join users u on u.id = c.user_id"#,
         &hash,
@@ -240,7 +270,7 @@ pub async fn authenticate(pool: &PgPool, token: &str, at: Time) -> sqlx::Result<
         note_use(pool, row.id, at);
     }
     let scopes = row.scopes.map_or(Scopes::ALL, |words| Scopes::from_words(&words));
-    Ok(Some(Principal { user_id: row.user_id, role: row.role, credential, scopes }))
+    Ok(Some(Principal { user_id: row.user_id, role: row.role, credential, scopes, second_factor: row.second_factor }))
 }
 
 /// Ends a session or revokes an API token of this person. False if there is none.

@@ -56,6 +56,8 @@ pub struct NewApiToken<'a> {
     pub expires_at: Option<Time>,
     /// What it may be used for: not none, and no more than what asks for it may.
     pub scopes: Scopes,
+    /// Whether what asks for it was opened with a second factor.
+    pub second_factor: bool,
 }
 
 /// How many API tokens that are good one person has at most.
@@ -90,7 +92,7 @@ pub async fn create_api_token(
     at: Time,
     cause: &Cause,
 ) -> Result<(ApiToken, SecretString), TokenError> {
-    let NewApiToken { id, user, name, expires_at, scopes } = new;
+    let NewApiToken { id, user, name, expires_at, scopes, second_factor } = new;
     let (token, hash) = new_token("spt");
     let mut tx = pool.begin().await?;
     // One at a time for each person, so that the limit holds.
@@ -111,7 +113,7 @@ pub async fn create_api_token(
         return Err(TokenError::TooMany);
     }
     sqlx::query!(
-        "insert into api_tokens (id, user_id, name, token_hash, created_at, expires_at, scopes) values ($1, $2, $3, $4, $5, $6, $7)",
+        "insert into api_tokens (id, user_id, name, token_hash, created_at, expires_at, scopes, second_factor) values ($1, $2, $3, $4, $5, $6, $7, $8)",
         id,
         user.0,
         name,
@@ -119,6 +121,7 @@ pub async fn create_api_token(
         at,
         expires_at as _,
         &scopes.words(),
+        second_factor,
     )
     .execute(&mut *tx)
     .await?;

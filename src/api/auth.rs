@@ -16,7 +16,7 @@ use super::{
     idempotency::NewId,
 };
 use crate::{
-    accounts::{self, AccountError, ApiToken, Credential, Role, Scope, Scopes, SessionView},
+    accounts::{self, AccountError, ApiToken, Credential, Role, Scope, Scopes, SecondFactor, SessionView},
     app::App,
     audit::events::{Actor, Cause},
     auth::{ClientAddress, Customer, RequestId, user_agent},
@@ -35,6 +35,8 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(list_sessions, end_other_sessions))
         .routes(routes!(end_session))
         .routes(routes!(change_password))
+        .routes(routes!(show_totp, begin_totp, remove_totp))
+        .routes(routes!(confirm_totp))
         .routes(routes!(ask_for_reset))
         .routes(routes!(complete_reset))
         .routes(routes!(list_tokens, create_token))
@@ -44,7 +46,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
 /// An e-mail address and a password.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct SignIn {
+struct SignUp {
     /// The address notices go to.
     email: String,
     /// 10 to 200 characters.
@@ -53,9 +55,30 @@ struct SignIn {
     password: SecretString,
 }
 
+/// An e-mail address and a password, and a code where there is a second factor.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct SignIn {
+    /// The address of the account.
+    email: String,
+    /// Its password.
+    #[schema(value_type = String)]
+    #[serde(deserialize_with = "secret")]
+    password: SecretString,
+    /// Six digits of the authenticator app, or a recovery code.
+    #[schema(value_type = Option<String>)]
+    #[serde(default, deserialize_with = "optional_secret")]
+    code: Option<SecretString>,
+}
+
 /// Text that nothing prints.
 fn secret<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<SecretString, D::Error> {
     String::deserialize(deserializer).map(SecretString::from)
+}
+
+/// The same, or nothing.
+fn optional_secret<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<SecretString>, D::Error> {
+    Ok(Option::<String>::deserialize(deserializer)?.map(SecretString::from))
 }
 
 /// A session, shown once.
@@ -81,6 +104,7 @@ async fn open_session(
     let sign_in = accounts::SignIn {
         email: &body.email,
         password: body.password,
+        code: body.code,
         from: &from.0,
         user_agent: user_agent(headers),
     };
@@ -91,22 +115,22 @@ async fn open_session(
 
 /// Make an account and sign in. Repeated with the same `Idempotency-Key`, address and password because the answer was lost,
 /// it signs in to the account that it made. Anybody else is told that the account exists, and to sign in.
-#[utoipa::path(post, path = "/api/auth/sign-up", tag = "accounts", security(()), request_body = SignIn,
+#[utoipa::path(post, path = "/api/auth/sign-up", tag = "accounts", security(()), request_body = SignUp,
     responses((status = 201, body = Session), (status = 409, body = Problem), (status = 422, body = Problem), (status = 429, body = Problem)))]
 async fn sign_up(
     State(app): State<App>,
     from: ClientAddress,
     headers: HeaderMap,
-    Body(body): Body<SignIn>,
+    Body(SignUp { email, password }): Body<SignUp>,
 ) -> Result<Shown<Session>, Problem> {
     let key = headers.get("idempotency-key").map(|key| key.to_str().unwrap_or_default());
     if key.is_some_and(|key| !(1..=255).contains(&key.len())) {
         return Err(Problem::bad_input("Idempotency-Key has 1 to 255 printable characters; nothing was done"));
     }
-    let id = key.map_or_else(UserId::new, |key| accounts::id_by_key(key, &body.email));
+    let id = key.map_or_else(UserId::new, |key| accounts::id_by_key(key, &email));
     let cause = |id| Cause { actor: Actor::User(id), reason: String::new(), request_id: None };
-    let made =
-        accounts::sign_up(&app.pool, id, &body.email, body.password.clone(), Role::Customer, app.now(), cause).await;
+    let made = accounts::sign_up(&app.pool, id, &email, password.clone(), Role::Customer, app.now(), cause).await;
+    let body = SignIn { email, password, code: None };
     match made {
         Ok(_) => Ok(open_session(&app, body, &from, &headers, StatusCode::CREATED).await?),
         // Made by this very request: whoever has its password may come in, as by signing in.
@@ -120,7 +144,8 @@ async fn sign_up(
     }
 }
 
-/// Sign in. After ten wrong passwords in 15 minutes it is answered 429, with `Retry-After`.
+/// Sign in. With a second factor, the right password without a code is answered 401 `second-factor-needed`: ask for the code
+/// and send both. After ten wrong passwords or codes in 15 minutes it is answered 429, with `Retry-After`.
 #[utoipa::path(post, path = "/api/auth/sign-in", tag = "accounts", security(()), request_body = SignIn,
     responses((status = 200, body = Session), (status = 401, body = Problem), (status = 429, body = Problem)))]
 async fn sign_in(
@@ -209,6 +234,101 @@ async fn change_password(
         from: &from.0,
     };
     accounts::change_password(&app, change, &customer.cause()).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// How it stands with the second factor.
+#[utoipa::path(get, path = "/api/auth/totp", tag = "accounts", responses((status = 200, body = SecondFactor)))]
+async fn show_totp(State(app): State<App>, customer: Customer) -> Result<Json<SecondFactor>, Problem> {
+    Ok(Json(accounts::second_factor(&app.pool, customer.principal.user_id).await?))
+}
+
+/// What an authenticator app takes, shown once.
+#[derive(Serialize, ToSchema)]
+struct BegunTotp {
+    /// To type in.
+    secret: String,
+    /// To scan, as a QR code.
+    otpauth_url: String,
+}
+
+/// Begin to set up a second factor: an authenticator app that shows codes. Nothing asks for it before it is confirmed. Takes a
+/// session.
+#[utoipa::path(post, path = "/api/auth/totp", tag = "accounts",
+    responses((status = 201, body = BegunTotp), (status = 403, body = Problem), (status = 409, body = Problem)))]
+async fn begin_totp(State(app): State<App>, customer: Customer) -> Result<Shown<BegunTotp>, Problem> {
+    customer.session()?;
+    let begun = accounts::begin_totp(&app, customer.principal.user_id, &customer.cause()).await?;
+    let body = BegunTotp {
+        secret: begun.secret.expose_secret().to_owned(),
+        otpauth_url: begun.url.expose_secret().to_owned(),
+    };
+    Ok((StatusCode::CREATED, NO_STORE, Json(body)))
+}
+
+/// A code of the app.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Code {
+    /// Six digits.
+    #[schema(value_type = String)]
+    #[serde(deserialize_with = "secret")]
+    code: SecretString,
+}
+
+/// Recovery codes, shown once.
+#[derive(Serialize, ToSchema)]
+struct RecoveryCodes {
+    /// Each signs in once in place of a code of the app.
+    recovery_codes: Vec<String>,
+}
+
+/// Turn the second factor on with a code of the app. From then on sign-in asks for one. The recovery codes are shown once: if
+/// they are lost on their way, turn it off and begin again. Takes a session.
+#[utoipa::path(post, path = "/api/auth/totp/confirm", tag = "accounts", request_body = Code,
+    responses((status = 200, body = RecoveryCodes), (status = 403, body = Problem), (status = 409, body = Problem)))]
+async fn confirm_totp(
+    State(app): State<App>,
+    customer: Customer,
+    Body(body): Body<Code>,
+) -> Result<Shown<RecoveryCodes>, Problem> {
+    let (user, session) = (customer.principal.user_id, customer.session()?);
+    let codes = accounts::confirm_totp(&app, user, session, &body.code, &customer.cause()).await?;
+    let recovery_codes = codes.iter().map(|code| code.expose_secret().to_owned()).collect();
+    Ok((StatusCode::OK, NO_STORE, Json(RecoveryCodes { recovery_codes })))
+}
+
+/// What proves that it is the owner who wants it off.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct RemovedTotp {
+    /// The password.
+    #[schema(value_type = String)]
+    #[serde(deserialize_with = "secret")]
+    password: SecretString,
+    /// Six digits of the app, or a recovery code.
+    #[schema(value_type = String)]
+    #[serde(deserialize_with = "secret")]
+    code: SecretString,
+}
+
+/// Turn the second factor off. Sessions and API tokens stay, and none of them counts as made with one any more. Takes a session.
+#[utoipa::path(delete, path = "/api/auth/totp", tag = "accounts", request_body = RemovedTotp,
+    responses((status = 204), (status = 403, body = Problem), (status = 409, body = Problem), (status = 429, body = Problem)))]
+async fn remove_totp(
+    State(app): State<App>,
+    customer: Customer,
+    from: ClientAddress,
+    Body(body): Body<RemovedTotp>,
+) -> Result<StatusCode, Problem> {
+    customer.session()?;
+    let removal = accounts::TotpRemoval {
+        user: customer.principal.user_id,
+        password: body.password,
+        code: body.code,
+        from: &from.0,
+    };
+    accounts::remove_totp(&app, removal, &customer.cause()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -314,7 +434,14 @@ async fn create_token(
     if !beyond.is_empty() {
         return Err(Problem::scope_missing(&beyond.list()));
     }
-    let new = accounts::NewApiToken { id, user: principal.user_id, name, expires_at: body.expires_at, scopes };
+    let new = accounts::NewApiToken {
+        id,
+        user: principal.user_id,
+        name,
+        expires_at: body.expires_at,
+        scopes,
+        second_factor: principal.second_factor,
+    };
     let (about, token) = accounts::create_api_token(&app.pool, new, now, &customer.cause()).await?;
     Ok((StatusCode::CREATED, NO_STORE, Json(CreatedToken { about, token: token.expose_secret().to_owned() })))
 }

@@ -98,6 +98,16 @@ impl Problem {
         )
     }
 
+    /// Somebody who reads or acts as an operator has proved too little.
+    pub fn second_factor_required() -> Self {
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "second-factor-required",
+            "operators and support need a second factor here; nothing was done. Set one up with POST /api/auth/totp and \
+             POST /api/auth/totp/confirm, and sign in with a code of it; an API token is good here if it is made in such a session",
+        )
+    }
+
     /// The token is not for this.
     pub fn scope_missing(one_of: &[Scope]) -> Self {
         let names: Vec<String> = one_of.iter().map(|scope| format!("`{scope}`")).collect();
@@ -181,6 +191,11 @@ impl From<AccountError> for Problem {
             AccountError::BadCredentials => Self::new(StatusCode::UNAUTHORIZED, "bad-credentials", detail),
             AccountError::WrongPassword => Self::new(StatusCode::FORBIDDEN, "wrong-password", detail),
             AccountError::NoPassword => Self::new(StatusCode::CONFLICT, "no-password", detail),
+            AccountError::SecondFactorNeeded => Self::new(StatusCode::UNAUTHORIZED, "second-factor-needed", detail),
+            AccountError::BadCode => Self::new(StatusCode::UNAUTHORIZED, "wrong-code", detail),
+            AccountError::WrongCode => Self::new(StatusCode::FORBIDDEN, "wrong-code", detail),
+            AccountError::SecondFactorOn => Self::new(StatusCode::CONFLICT, "second-factor-on", detail),
+            AccountError::SecondFactorOff => Self::new(StatusCode::CONFLICT, "second-factor-off", detail),
             AccountError::ResetClosed => Self::new(StatusCode::GONE, "link-closed", detail),
             AccountError::TooManyResets { retry_after } => Self {
                 retry_after: Some(retry_after),
@@ -191,6 +206,7 @@ impl From<AccountError> for Problem {
                 ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too-many-tries", detail)
             },
             AccountError::Database(error) => error.into(),
+            AccountError::Secrets(error) => error.into(),
         }
     }
 }

@@ -27,6 +27,7 @@ mod providers;
 mod scale;
 mod schema;
 mod scopes;
+mod second_factor;
 mod secrets;
 mod seedbox_orders;
 mod story;

@@ -14,6 +14,7 @@ fn expected(method: &Method, path: &str) -> Option<&'static [&'static str]> {
         ("/api/auth/sessions", &["read", "account"], &["account"]),
         ("/api/auth/sign-out", &[], &["account"]),
         ("/api/auth/tokens", &["read", "account"], &["account"]),
+        ("/api/auth/totp", &["read", "account"], &[]),
         ("/api/billing/", &["read", "money"], &["money"]),
         ("/api/byos/", &["read", "servers"], &["servers"]),
         ("/api/operator/", &["operator"], &["operator"]),

@@ -180,6 +180,8 @@ async fn whatever_is_posted_is_made_once_when_its_answer_is_lost() {
         "/api/auth/sign-in",
         "/api/auth/sign-out",
         "/api/auth/password",
+        "/api/auth/totp",
+        "/api/auth/totp/confirm",
         "/api/auth/password-reset",
         "/api/auth/password-reset/complete",
         "/api/seedbox/orders/{id}/cancel",

@@ -46,3 +46,34 @@ pub fn password_reset(user_id: UserId, request: Uuid, at: Time) -> Notice<'stati
         ..notice(user_id, "password_reset", at, "A new password for your account", body)
     }
 }
+
+/// Sign-in asks for a code from now on.
+pub fn second_factor_on(user_id: UserId, at: Time) -> Notice<'static> {
+    let body = format!(
+        "Since {} your account asks for a code of an authenticator app at sign-in. Keep the recovery codes where you find them \
+         without your phone.\n\n\
+         If it was not you, somebody else is signed in to your account: write to us.\n",
+        date(at),
+    );
+    notice(user_id, "second_factor_on", at, "Your second factor is on", body)
+}
+
+/// Sign-in asks for no code any more.
+pub fn second_factor_off(user_id: UserId, at: Time) -> Notice<'static> {
+    let body = format!(
+        "Since {} your account asks for no code at sign-in any more: the password alone opens it. The recovery codes are void.\n\n\
+         If it was neither you nor us at your request, change your password at once, and turn the second factor on again.\n",
+        date(at),
+    );
+    notice(user_id, "second_factor_off", at, "Your second factor is off", body)
+}
+
+/// A recovery code took the place of a code.
+pub fn recovery_code_used(user_id: UserId, at: Time, left: i64) -> Notice<'static> {
+    let body = format!(
+        "A recovery code of your account was used on {}. {left} are left; turn the second factor off and on again for new ones.\n\n\
+         If it was not you, somebody else has your password and your recovery codes: change the password at once.\n",
+        date(at),
+    );
+    notice(user_id, "recovery_code_used", at, "A recovery code was used", body)
+}

@@ -350,7 +350,9 @@ impl TestApp {
             .unwrap();
         // A session would end when the clock is moved by weeks.
         let (id_of_token, scopes) = (Uuid::now_v7(), Scopes::of_role(role));
-        let new = NewApiToken { id: id_of_token, user: id, name: "test", expires_at: None, scopes };
+        // As if it were made in a session with a second factor, which operators need outside the trial.
+        let second_factor = true;
+        let new = NewApiToken { id: id_of_token, user: id, name: "test", expires_at: None, scopes, second_factor };
         let (_, token) = accounts::create_api_token(&self.app.pool, new, now, &Cause::system()).await.unwrap();
         Person { id, token: token.expose_secret().to_owned() }
     }
