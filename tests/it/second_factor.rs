@@ -273,3 +273,64 @@ async fn the_secret_is_in_the_store_alone_and_moves_with_it() {
     let test = test.served_again().await;
     assert_eq!(member.sign_in(&test, Some(&phone.code(1))).await.0, 200);
 }
+
+#[tokio::test]
+async fn a_new_password_by_mail_does_not_open_what_has_a_second_factor() {
+    let test = TestApp::new().await;
+    let member = Member::new(&test, Role::Customer).await;
+    let (_, codes) = member.set_up(&test).await;
+    let now = test.app.now();
+    let link = accounts::open_reset(&test.app.pool, member.person.id, now, now).await.unwrap();
+    let link = secrecy::ExposeSecret::expose_secret(&link);
+    accounts::complete_reset(&test.app, link, SecretString::from(PASSWORD), None).await.unwrap();
+    assert_eq!(kind(&member.sign_in(&test, None).await), (401, "second-factor-needed"));
+    assert_eq!(member.sign_in(&test, Some(&codes[0])).await.0, 200);
+}
+
+#[tokio::test]
+async fn an_operator_who_lost_the_phone_gets_back_in_by_the_command_line() {
+    let test = World::new().await.start(false).await;
+    let (operator, buyer) = (Member::new(&test, Role::Operator).await, Member::new(&test, Role::Customer).await);
+    for member in [&operator, &buyer] {
+        member.set_up(&test).await;
+    }
+    let run = |arguments: &[&str]| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_seedplane"))
+            .args(["operator", "reset-second-factor"])
+            .args(arguments)
+            .arg("--data-dir")
+            .arg(&test.world.folder)
+            .env("DATABASE_URL", &test.world.url)
+            .output()
+            .unwrap();
+        (output.status.code(), crate::trial::said(&output))
+    };
+    for (arguments, words) in [
+        (vec![operator.email.as_str(), "--reason", " "], "says why"),
+        (vec![&buyer.email, "--reason", "lost"], "is no operator"),
+        (vec!["nobody@example.org", "--reason", "lost", "--operator", &operator.email], "no account with the address"),
+    ] {
+        let (code, said) = run(&arguments);
+        assert!(code == Some(1) && said.contains(words), "{arguments:?}: {said}");
+    }
+    assert_eq!(kind(&operator.sign_in(&test, None).await), (401, "second-factor-needed"), "nothing was changed");
+
+    for member in [&operator, &buyer] {
+        let arguments = [member.email.as_str(), "--reason", "lost, seen in person", "--operator", &operator.email];
+        let (code, said) = run(&arguments[..if member.email == operator.email { 3 } else { 5 }]);
+        assert_eq!(code, Some(0), "{said}");
+        assert_eq!(member.call(&test, Method::GET, "/api/auth/totp", Value::Null).await.0, 401, "signed out");
+        assert_eq!(member.sign_in(&test, None).await.0, 200);
+        let event: (String, String) = sqlx::query_as(
+            "select actor, reason from seedbox_audit_events where subject_id = $1 and action = 'user.second_factor_off'",
+        )
+        .bind(member.person.id.0)
+        .fetch_one(&test.app.pool)
+        .await
+        .unwrap();
+        assert_eq!(event, (format!("operator:{}", operator.person.id), "lost, seen in person".to_owned()));
+        assert!(test.app.secrets.list(&format!("user/{}", member.person.id)).await.unwrap().is_empty());
+    }
+    let (code, said) = run(&[&operator.email, "--reason", "again"]);
+    assert!(code == Some(1) && said.contains("has no second factor"), "{said}");
+}
