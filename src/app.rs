@@ -6,6 +6,7 @@ use seedplane_provisioning::ProvisioningProvider;
 use sqlx::PgPool;
 
 use crate::{
+    accounts::issuers::Issuer,
     billing::rules::Policy,
     byos::hosts::Hosts,
     clock::{Clock, Time},
@@ -29,6 +30,8 @@ pub struct App {
     pub secrets: Arc<dyn SecretStore>,
     /// Who takes mails.
     pub mailer: Arc<dyn Mailer>,
+    /// Whose tokens are taken beside ours.
+    pub issuer: Option<Arc<Issuer>>,
     /// The numbers of the business rules.
     pub policy: Arc<Policy>,
     /// How people reach us, without a slash at the end.

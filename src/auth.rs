@@ -11,7 +11,7 @@ use axum::{
 use uuid::Uuid;
 
 use crate::{
-    accounts::{self, Needed, Principal, Scope},
+    accounts::{self, Needed, Principal, Scope, issuers::looks_like_jwt},
     api::error::Problem,
     app::App,
     audit::events::{Actor, Cause},
@@ -35,7 +35,7 @@ impl Customer {
     /// The session this is asked for in.
     ///
     /// # Errors
-    /// A problem if it is asked for with an API token.
+    /// A problem if it is asked for with anything else.
     pub fn session(&self) -> Result<Uuid, Problem> {
         self.principal.session().ok_or_else(Problem::session_needed)
     }
@@ -46,11 +46,25 @@ pub fn user_agent(headers: &HeaderMap) -> Option<&str> {
     headers.get(header::USER_AGENT)?.to_str().ok()
 }
 
+/// The longest bearer token that is looked at: other issuers write a lot into theirs.
+const LONGEST_TOKEN: usize = 8192;
+
+/// Who a bearer token belongs to: a session or API token of ours, or a token of the issuer that is configured.
+///
+/// # Errors
+/// Why another issuer's token is not taken, and those of the database.
+pub async fn principal_of(app: &App, token: &str) -> Result<Option<Principal>, Problem> {
+    match &app.issuer {
+        Some(issuer) if looks_like_jwt(token) => Ok(Some(issuer.authenticate(app, token).await?)),
+        _ => Ok(accounts::authenticate(&app.pool, token, app.now()).await?),
+    }
+}
+
 /// The bearer token of a request.
 pub fn bearer(parts: &Parts) -> Option<&str> {
     let value = parts.headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
-    (scheme.eq_ignore_ascii_case("bearer") && token.len() <= 200).then(|| token.trim())
+    (scheme.eq_ignore_ascii_case("bearer") && token.len() <= LONGEST_TOKEN).then(|| token.trim())
 }
 
 /// The id the request carries through logs and the audit log.
@@ -79,7 +93,7 @@ where
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let app = App::from_ref(state);
         let token = bearer(parts).ok_or_else(Problem::unauthorized)?;
-        let principal = accounts::authenticate(&app.pool, token, app.now()).await?.ok_or_else(Problem::unauthorized)?;
+        let principal = principal_of(&app, token).await?.ok_or_else(Problem::unauthorized)?;
         if principal.session().is_none() {
             let path = parts.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str);
             within_scopes(&principal, accounts::needed(&parts.method, path))?;

@@ -11,7 +11,7 @@ use std::{
 use secrecy::{ExposeSecret, SecretString};
 use seedplane_provisioning::digitalocean;
 
-use crate::{mailer::SmtpMailer, secrets::vault};
+use crate::{accounts::issuers, mailer::SmtpMailer, secrets::vault};
 
 /// The names of the settings, `SEEDPLANE_LISTEN` as an environment variable and `listen` in the file; secrets have no flag,
 /// because a process's arguments can be read by everybody on the machine.
@@ -25,6 +25,9 @@ const NAMES: &[(&str, &str)] = &[
     ("SEEDPLANE_BYOS_ALLOW_PRIVATE", "byos-allow-private"),
     ("SEEDPLANE_BYOS_SOURCE_ADDRESS", "byos-source-address"),
     ("SEEDPLANE_NODE_DOMAIN", "node-domain"),
+    ("SEEDPLANE_JWT_ISSUER", "jwt-issuer"),
+    ("SEEDPLANE_JWT_AUDIENCE", "jwt-audience"),
+    ("SEEDPLANE_JWT_JWKS_URL", "jwt-jwks-url"),
     ("DATABASE_URL", "database-url"),
     ("COINPAYPORTAL_API_KEY", "coinpayportal-api-key"),
     ("COINPAYPORTAL_BUSINESS_ID", "coinpayportal-business-id"),
@@ -91,7 +94,7 @@ pub struct DigitalOceanSettings {
 }
 
 /// Whether a host is this machine to whoever says it, so that nobody else can mean us by it.
-fn is_this_machine(host: Option<&str>) -> bool {
+pub(crate) fn is_this_machine(host: Option<&str>) -> bool {
     let host = host.unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_lowercase();
     let address = host.parse::<std::net::IpAddr>();
     host.is_empty()
@@ -170,6 +173,8 @@ pub struct Settings {
     pub smtp: Option<SmtpSettings>,
     /// Vault or OpenBao for the secrets; the keystore in the data folder if not set.
     pub vault: Option<vault::Settings>,
+    /// Whose tokens are taken beside ours; nobody's if not set.
+    pub issuer: Option<issuers::Settings>,
     /// Refuse everything that is only good for a trial.
     pub production: bool,
     /// Whether customers' own servers may have private addresses; only in a trial if not set.
@@ -381,6 +386,12 @@ impl Settings {
             ));
         }
         let vault = Self::vault(&get, &mut problems);
+        let issuer =
+            ["SEEDPLANE_JWT_ISSUER", "SEEDPLANE_JWT_AUDIENCE", "SEEDPLANE_JWT_JWKS_URL"].map(|name| get(name, &None));
+        let issuer = issuers::Settings::read(issuer).unwrap_or_else(|problem| {
+            problems.push(problem);
+            None
+        });
         let digitalocean = Self::digitalocean(&get, &public_url, &mut problems);
         let node_domain = get("SEEDPLANE_NODE_DOMAIN", &flags.node_domain);
         let is_domain = |text: &String| {
@@ -454,6 +465,7 @@ impl Settings {
             coinpayportal,
             smtp,
             vault,
+            issuer,
             production,
             byos_allow_private,
             byos_source_address,
@@ -644,6 +656,7 @@ mod tests {
             ("DIGITALOCEAN_TOKEN", "dop_v1_0 "),
             ("DIGITALOCEAN_TOKENS", "x"),
             ("SEEDPLANE_NODE_DOMAIN", "boxes"),
+            ("SEEDPLANE_JWT_ISSUER", "https://id.seedplane.net"),
         ])
         .unwrap_err();
         for said in [
@@ -655,6 +668,7 @@ mod tests {
             "DIGITALOCEAN_TOKEN has characters",
             "DIGITALOCEAN_TOKENS is no setting",
             "SEEDPLANE_NODE_DOMAIN is 'boxes'",
+            "SEEDPLANE_JWT_JWKS_URL go together",
         ] {
             assert!(problems.iter().any(|problem| problem.contains(said)), "{said}: {problems:?}");
         }

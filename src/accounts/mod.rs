@@ -1,6 +1,7 @@
 //! People, how they prove who they are, and the tokens they act with. Passwords are kept as argon2id hashes, tokens as
 //! SHA-256 hashes; the tokens themselves are shown once and kept nowhere.
 
+pub mod issuers;
 mod passwords;
 mod reset;
 mod scopes;
@@ -155,6 +156,8 @@ pub enum Credential {
     Session(Uuid),
     /// An API token.
     Token(Uuid),
+    /// A token of another issuer, which alone can end it.
+    Issued,
 }
 
 impl Principal {
@@ -162,7 +165,7 @@ impl Principal {
     pub fn session(&self) -> Option<Uuid> {
         match self.credential {
             Credential::Session(id) => Some(id),
-            Credential::Token(_) => None,
+            Credential::Token(_) | Credential::Issued => None,
         }
     }
 }

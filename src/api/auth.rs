@@ -160,7 +160,11 @@ async fn sign_in(
 /// End the session, or revoke the token, that this request is made with.
 #[utoipa::path(post, path = "/api/auth/sign-out", tag = "accounts", responses((status = 204), (status = 401, body = Problem)))]
 async fn sign_out(State(app): State<App>, customer: Customer) -> Result<StatusCode, Problem> {
-    let (Credential::Session(id) | Credential::Token(id)) = customer.principal.credential;
+    let (Credential::Session(id) | Credential::Token(id)) = customer.principal.credential else {
+        return Err(Problem::conflict(
+            "this token is another issuer's: sign out where it comes from. Nothing was ended here",
+        ));
+    };
     accounts::revoke(&app.pool, customer.principal.user_id, id, app.now(), &customer.cause()).await?;
     Ok(StatusCode::NO_CONTENT)
 }

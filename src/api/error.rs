@@ -11,7 +11,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use utoipa::ToSchema;
 
 use crate::{
-    accounts::{AccountError, Scope, TokenError},
+    accounts::{AccountError, Scope, TokenError, issuers::IssuerError},
     orders::OrderError,
     seedbox::lifecycle::TransitionError,
 };
@@ -94,7 +94,8 @@ impl Problem {
         Self::new(
             StatusCode::FORBIDDEN,
             "session-needed",
-            "this takes a session: sign in with your password. An API token cannot do it, whatever its scopes. Nothing was changed",
+            "this takes a session: sign in with your password. Neither an API token, whatever its scopes, nor another issuer's token \
+             can do it. Nothing was changed",
         )
     }
 
@@ -207,6 +208,18 @@ impl From<AccountError> for Problem {
             },
             AccountError::Database(error) => error.into(),
             AccountError::Secrets(error) => error.into(),
+        }
+    }
+}
+
+impl From<IssuerError> for Problem {
+    fn from(error: IssuerError) -> Self {
+        let detail = error.to_string();
+        match error {
+            IssuerError::Refused(_) => Self::new(StatusCode::UNAUTHORIZED, "unauthorized", detail),
+            IssuerError::EmailOfAnother => Self::new(StatusCode::FORBIDDEN, "email-of-another-account", detail),
+            IssuerError::Unavailable => Self::new(StatusCode::SERVICE_UNAVAILABLE, "issuer-unavailable", detail),
+            IssuerError::Database(error) => error.into(),
         }
     }
 }

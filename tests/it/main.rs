@@ -16,6 +16,7 @@ mod crash;
 mod digitalocean;
 mod drift;
 mod http;
+mod issuers;
 mod lapses;
 mod lifecycle;
 mod operator_money;

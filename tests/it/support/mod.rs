@@ -241,6 +241,7 @@ impl World {
             gateway: Arc::new(gateway),
             secrets,
             mailer: Arc::new(InboxMailer::new(self.folder.join("inbox")).unwrap()),
+            issuer: None,
             policy: Arc::new(Policy::default()),
             public_url: base.as_str().into(),
             trial: true,
