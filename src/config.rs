@@ -434,6 +434,8 @@ impl Settings {
                 ("SMTP_URL", smtp.as_ref().map(|smtp| secret(&smtp.url))),
                 ("MAIL_FROM", smtp.as_ref().map(|smtp| smtp.from.clone())),
                 ("SEEDPLANE_PUBLIC_URL", Some(public_url.clone())),
+                ("SEEDPLANE_JWT_ISSUER", issuer.as_ref().map(|issuer| issuer.issuer.clone())),
+                ("SEEDPLANE_JWT_JWKS_URL", issuer.as_ref().map(|issuer| issuer.jwks_url.clone())),
                 ("DIGITALOCEAN_TOKEN", digitalocean.as_ref().map(|provider| secret(&provider.token))),
             ];
             for (name, value) in given {

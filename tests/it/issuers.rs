@@ -13,7 +13,12 @@ use aws_lc_rs::{
     rsa::{KeyPair as RsaKeyPair, KeySize},
     signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair},
 };
-use axum::{Router, http::StatusCode, response::IntoResponse, routing::get};
+use axum::{
+    Router,
+    http::StatusCode,
+    response::{AppendHeaders, IntoResponse},
+    routing::get,
+};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, jwk::Jwk};
 use reqwest::Method;
@@ -101,10 +106,16 @@ impl KeyServer {
         let answer = move || {
             shown.asked.fetch_add(1, Ordering::SeqCst);
             let (status, body) = shown.answer.lock().unwrap().clone();
-            let elsewhere = status.is_redirection().then(|| [("location", "/elsewhere.json")]);
-            async move { (status, elsewhere.into_iter().map(axum::response::AppendHeaders).next(), body).into_response() }
+            let elsewhere = status.is_redirection().then_some(AppendHeaders([("location", "/elsewhere.json")]));
+            async move { (status, elsewhere, body).into_response() }
         };
-        let routes = Router::new().route("/jwks.json", get(answer));
+        // Whoever followed the redirect would have what it answered.
+        let followed = server.clone();
+        let elsewhere = move || {
+            let body = followed.answer.lock().unwrap().1.clone();
+            async move { body }
+        };
+        let routes = Router::new().route("/jwks.json", get(answer)).route("/elsewhere.json", get(elsewhere));
         tokio::spawn(async move { axum::serve(listener, routes).await });
         server
     }
