@@ -4,10 +4,12 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use seedplane_provisioning::ProvisioningProvider;
 use sqlx::PgPool;
+use tokio::sync::watch;
 
 use crate::{
     accounts::issuers::Issuer,
     billing::rules::Policy,
+    brand::Brand,
     byos::hosts::Hosts,
     clock::{Clock, Time},
     mailer::Mailer,
@@ -46,6 +48,10 @@ pub struct App {
     pub hosts: Arc<Hosts>,
     /// The folder beside the database where audit checkpoints are exported.
     pub checkpoint_file: Arc<std::path::Path>,
+    /// What the public pages say of the operator.
+    pub brand: Arc<Brand>,
+    /// Becomes true when the service is told to stop.
+    pub stopping: watch::Receiver<bool>,
 }
 
 impl App {

@@ -68,8 +68,8 @@ pub fn bearer(parts: &Parts) -> Option<&str> {
 }
 
 /// The id the request carries through logs and the audit log.
-pub fn request_id(parts: &Parts) -> Option<String> {
-    parts.headers.get("x-request-id").and_then(|id| id.to_str().ok()).map(str::to_owned)
+pub fn request_id(headers: &HeaderMap) -> Option<String> {
+    headers.get("x-request-id").and_then(|id| id.to_str().ok()).map(str::to_owned)
 }
 
 /// The same as an extractor, for what nobody has to be signed in for.
@@ -80,7 +80,7 @@ impl<S: Send + Sync> FromRequestParts<S> for RequestId {
     type Rejection = std::convert::Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Self::Rejection> {
-        Ok(Self(request_id(parts)))
+        Ok(Self(request_id(&parts.headers)))
     }
 }
 
@@ -98,7 +98,7 @@ where
             let path = parts.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str);
             within_scopes(&principal, accounts::needed(&parts.method, path))?;
         }
-        Ok(Self { principal, request_id: request_id(parts) })
+        Ok(Self { principal, request_id: request_id(&parts.headers) })
     }
 }
 

@@ -11,7 +11,9 @@ use std::{
 use secrecy::{ExposeSecret, SecretString};
 use seedplane_provisioning::digitalocean;
 
-use crate::{accounts::issuers, mailer::SmtpMailer, secrets::vault};
+use crate::{accounts::issuers, brand::Brand, mailer::SmtpMailer, secrets::vault};
+
+mod brand;
 
 /// The names of the settings, `SEEDPLANE_LISTEN` as an environment variable and `listen` in the file; secrets have no flag,
 /// because a process's arguments can be read by everybody on the machine.
@@ -28,6 +30,14 @@ const NAMES: &[(&str, &str)] = &[
     ("SEEDPLANE_JWT_ISSUER", "jwt-issuer"),
     ("SEEDPLANE_JWT_AUDIENCE", "jwt-audience"),
     ("SEEDPLANE_JWT_JWKS_URL", "jwt-jwks-url"),
+    ("SEEDPLANE_BRAND_NAME", "brand-name"),
+    ("SEEDPLANE_BRAND_COLOUR", "brand-colour"),
+    ("SEEDPLANE_BRAND_LOGO", "brand-logo"),
+    ("SEEDPLANE_CONTACT_EMAIL", "contact-email"),
+    ("SEEDPLANE_LEGAL_ENTITY", "legal-entity"),
+    ("SEEDPLANE_DMCA_AGENT", "dmca-agent"),
+    ("SEEDPLANE_TERMS_FILE", "terms-file"),
+    ("SEEDPLANE_PRIVACY_FILE", "privacy-file"),
     ("DATABASE_URL", "database-url"),
     ("COINPAYPORTAL_API_KEY", "coinpayportal-api-key"),
     ("COINPAYPORTAL_BUSINESS_ID", "coinpayportal-business-id"),
@@ -186,6 +196,8 @@ pub struct Settings {
     /// The domain under which a node with the address 203.0.113.7 is `203-0-113-7.<domain>`; reached by their addresses if not
     /// set.
     pub node_domain: Option<String>,
+    /// What the public pages say of the operator.
+    pub brand: Brand,
 }
 
 /// What was given on the command line: these beat the environment and the file.
@@ -404,6 +416,7 @@ impl Settings {
         if let Some(domain) = node_domain.as_ref().filter(|domain| !is_domain(domain)) {
             problems.push(format!("SEEDPLANE_NODE_DOMAIN is '{domain}', which is no domain such as boxes.example.net"));
         }
+        let brand = brand::read(&get, &mut problems);
         if coinpayportal.is_some() && smtp.is_none() && !production {
             problems.push(
                 "COINPAYPORTAL_* takes real money, so that SMTP_URL and MAIL_FROM are needed: the warnings before a box stops \
@@ -412,6 +425,7 @@ impl Settings {
             );
         }
         if production {
+            problems.extend(brand::missing(&brand));
             if database_url.is_none() {
                 problems.push("production needs DATABASE_URL: the embedded database lives on one machine".to_owned());
             }
@@ -436,6 +450,9 @@ impl Settings {
                 ("SEEDPLANE_PUBLIC_URL", Some(public_url.clone())),
                 ("SEEDPLANE_JWT_ISSUER", issuer.as_ref().map(|issuer| issuer.issuer.clone())),
                 ("SEEDPLANE_JWT_JWKS_URL", issuer.as_ref().map(|issuer| issuer.jwks_url.clone())),
+                ("SEEDPLANE_CONTACT_EMAIL", brand.contact_email.clone()),
+                ("SEEDPLANE_LEGAL_ENTITY", brand.legal_entity.clone()),
+                ("SEEDPLANE_DMCA_AGENT", brand.dmca_agent.clone()),
                 ("DIGITALOCEAN_TOKEN", digitalocean.as_ref().map(|provider| secret(&provider.token))),
             ];
             for (name, value) in given {
@@ -473,6 +490,7 @@ impl Settings {
             byos_source_address,
             digitalocean,
             node_domain,
+            brand,
         })
     }
 
@@ -590,6 +608,13 @@ mod tests {
         ("COINPAYPORTAL_WEBHOOK_SECRET", "whsecret_0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"),
         ("SMTP_URL", "smtps://us:pw@mail.seedplane.net"),
         ("MAIL_FROM", "Seedplane <boxes@seedplane.net>"),
+        ("SEEDPLANE_BRAND_NAME", "Harbour"),
+        ("SEEDPLANE_CONTACT_EMAIL", "help@seedplane.net"),
+        ("SEEDPLANE_LEGAL_ENTITY", "Harbour Ltd, 1 Quay Street, Dublin"),
+        ("SEEDPLANE_DMCA_AGENT", "A. Agent, Harbour Ltd, dmca@seedplane.net"),
+        // Any text does: what it says is the operator's business.
+        ("SEEDPLANE_TERMS_FILE", concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")),
+        ("SEEDPLANE_PRIVACY_FILE", concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")),
     ];
 
     fn read(environment: &[(&str, &str)]) -> Result<Settings, Vec<String>> {
@@ -635,6 +660,16 @@ mod tests {
             ("SMTP_URL", "ftp://mail.seedplane.net", "not an smtp://"),
             ("SMTP_URL", "", "go together"),
             ("MAIL_FROM", "nobody", "MAIL_FROM is not an e-mail address"),
+            ("SEEDPLANE_BRAND_NAME", "", "production needs SEEDPLANE_BRAND_NAME"),
+            ("SEEDPLANE_BRAND_COLOUR", "green", "such as #17624a"),
+            ("SEEDPLANE_BRAND_LOGO", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"), "neither a PNG nor an SVG"),
+            ("SEEDPLANE_CONTACT_EMAIL", "nobody", "not an e-mail address"),
+            ("SEEDPLANE_CONTACT_EMAIL", "help@example.org", "as an example does"),
+            ("SEEDPLANE_LEGAL_ENTITY", "Your company", "as an example does"),
+            ("SEEDPLANE_DMCA_AGENT", "", "the agent for notices"),
+            ("SEEDPLANE_TERMS_FILE", "", "production needs SEEDPLANE_TERMS_FILE"),
+            ("SEEDPLANE_TERMS_FILE", "/nowhere/terms.txt", "cannot be read"),
+            ("SEEDPLANE_PRIVACY_FILE", "", "production needs SEEDPLANE_PRIVACY_FILE"),
         ] {
             let problems = live_but(&[(name, value)]).err().unwrap_or_else(|| panic!("{name}={value} was taken"));
             assert!(problems.iter().any(|problem| problem.contains(said)), "{name}={value}: {problems:?}");

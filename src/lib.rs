@@ -2,6 +2,7 @@
 //!
 //! Modules, from the ground up; each uses only those above it in this list (ARCHITECTURE.md draws it).
 
+pub mod brand; // what the public pages say of the operator
 pub mod clock; // the only source of "now"
 pub mod ids; // typed ids over UUIDv7
 pub mod money; // whole cents
@@ -20,6 +21,7 @@ pub mod billing; // the ledger, the rules, the sweep, top-ups
 pub mod mailer; // notices, templates, the outbox
 
 pub mod orders; // where money meets boxes
+pub mod terms; // which terms somebody accepted
 
 pub mod app; // what everything shares
 pub mod byos; // customers' own servers: keys, connections, what is asked of them

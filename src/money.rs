@@ -90,6 +90,13 @@ impl Sum for Usd {
 }
 
 /// `$15.00`, `-$0.50`.
+impl Usd {
+    /// `15.00`: as a field of a form holds it.
+    pub fn plain(self) -> String {
+        format!("{self}").replace('$', "")
+    }
+}
+
 impl fmt::Display for Usd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let sign = if self.0 < 0 { "-" } else { "" };

@@ -88,14 +88,14 @@ impl Modify for Keyed {
 ///
 /// | routes | who |
 /// |---|---|
-/// | `/api/auth/sign-up`, `/api/auth/sign-in`, `/api/auth/password-reset*`, `/api/seedbox/plans`, `/healthz`, `/readyz`, `/openapi.json`, `/docs`, `/` | everybody |
-/// | `/api/byos/manifest`, `/byos/install.sh`, `/byos/gate` | everybody |
+/// | `/api/auth/sign-up`, `/api/auth/sign-in`, `/api/auth/password-reset*`, `/api/seedbox/plans`, `/healthz`, `/readyz`, `/openapi.json`, `/docs` | everybody |
+/// | `/api/byos/manifest` | everybody |
 /// | `/api/auth/*`, `/api/seedbox/*`, `/api/billing/*`, `/api/byos/*` | a signed-in person, for their own things; others' are 404 |
 /// | `/api/operator/*` | operators; 404 for others |
 /// | `/api/webhooks/*` | whoever can sign |
 /// | `/api/nodes/{id}/ready` | the node that has the token, once |
-/// | `/link/{token}` | whoever has the link, once |
-/// | `/api/trial/*`, `/trial/inbox`, `/sandbox/*` | everybody, in the trial only |
+/// | `/api/trial/*`, `/sandbox/*` | everybody, in the trial only |
+/// | pages | see [`pages::routes`] |
 pub fn router(app: App, sandbox: Option<Router>) -> Router {
     let mut described = OpenApiRouter::with_openapi(Description::openapi())
         .merge(api::auth::routes())
@@ -118,8 +118,9 @@ pub fn router(app: App, sandbox: Option<Router>) -> Router {
         .merge(SwaggerUi::new("/docs").url("/openapi.json", description))
         .route("/healthz", get(|| async { "alive\n" }))
         .route("/readyz", get(ready))
-        .merge(pages::routes(app.trial))
+        .merge(pages::routes(&app))
         .fallback(|| async { Problem::not_found("page") })
+        .layer(middleware::from_fn_with_state(app.clone(), pages::problems_as_pages))
         .with_state(app);
     if let Some(sandbox) = sandbox {
         router = router.nest("/sandbox", sandbox);
@@ -151,14 +152,11 @@ pub fn router(app: App, sandbox: Option<Router>) -> Router {
         .layer(PropagateRequestIdLayer::new(request_id.clone()))
         .layer(SetRequestIdLayer::new(request_id, MakeRequestUuid))
         .layer(middleware::from_fn(only_safe_request_ids))
-        .layer(SetSensitiveRequestHeadersLayer::new([header::AUTHORIZATION]))
+        .layer(SetSensitiveRequestHeadersLayer::new([header::AUTHORIZATION, header::COOKIE]))
         .layer(header("x-content-type-options", "nosniff"))
         .layer(header("referrer-policy", "no-referrer"))
         .layer(header("x-frame-options", "DENY"))
-        .layer(header(
-            "content-security-policy",
-            "default-src 'none'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; script-src 'self'; connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
-        ))
+        .layer(middleware::from_fn(pages::content_security_policy))
 }
 
 /// Able to serve: the database answers.

@@ -309,6 +309,7 @@ impl Runtime {
             providers.insert(digitalocean::DIGITALOCEAN, Arc::new(provider));
         }
         let issuer = settings.issuer.clone().map(Issuer::new).transpose().context("no HTTP client can be made")?;
+        let (stop, stopping) = watch::channel(false);
         let app = App {
             hosts: Arc::new(Hosts::new(pool.clone())),
             pool,
@@ -324,6 +325,8 @@ impl Runtime {
             allow_private_servers: settings.byos_allow_private.unwrap_or(trial),
             byos_source_address: settings.byos_source_address.as_deref().map(Into::into),
             checkpoint_file: settings.data_dir.join(CHECKPOINT_FILE).into(),
+            brand: Arc::new(settings.brand.clone()),
+            stopping,
         };
         if trial {
             api::trial::load_clock(&app.pool, &app.clock).await?;
@@ -335,7 +338,6 @@ impl Runtime {
         if embedded.is_some() {
             workers::release_all_claims(&app).await?;
         }
-        let (stop, _) = watch::channel(false);
         Ok(Self { app, embedded, local, sandbox, owns_boxes: false, settings, listeners, stop })
     }
 

@@ -292,6 +292,14 @@ pub async fn operator_by_email(pool: &PgPool, email: &str) -> sqlx::Result<Optio
         .await
 }
 
+/// The e-mail address of a person.
+///
+/// # Errors
+/// Those of the database.
+pub async fn email_of(pool: &PgPool, user: UserId) -> sqlx::Result<Option<String>> {
+    sqlx::query_scalar!("select email from users where id = $1", user.0).fetch_optional(pool).await
+}
+
 /// A person by their address, with why their balance is held, if it is.
 ///
 /// # Errors

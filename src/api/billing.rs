@@ -94,13 +94,13 @@ async fn account(State(app): State<App>, customer: Customer) -> Result<Json<Acco
 /// A top-up to open.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct NewTopupBody {
+pub(crate) struct NewTopupBody {
     /// How much to add to the balance, in US cents.
-    amount_cents: Usd,
+    pub(crate) amount_cents: Usd,
     /// One of the coins of `GET /api/billing/account`; the first if left out.
-    coin: Option<String>,
+    pub(crate) coin: Option<String>,
     /// The order this is for, if any.
-    order_id: Option<OrderId>,
+    pub(crate) order_id: Option<OrderId>,
 }
 
 /// Open a top-up. Answered with 201 and where to pay once the gateway has quoted, usually at once; with 202 if it takes
@@ -108,7 +108,7 @@ struct NewTopupBody {
 #[utoipa::path(post, path = "/api/billing/topups", tag = "billing", request_body = NewTopupBody,
     params(("Idempotency-Key" = Option<String>, Header)),
     responses((status = 201, body = TopupView), (status = 202, body = TopupView), (status = 409, body = Problem), (status = 422, body = Problem)))]
-async fn create_topup(
+pub(crate) async fn create_topup(
     State(app): State<App>,
     customer: Customer,
     NewId(id): NewId,
@@ -175,33 +175,35 @@ async fn statement(
     let lines = ledger::statement(&app.pool, customer.principal.user_id, parameters.from, parameters.until).await?;
     match parameters.format.as_deref() {
         None | Some("json") => Ok(Json(lines).into_response()),
-        Some("csv") => {
-            let mut csv =
-                String::from("at,kind,cause,change_cents,available_cents,resource_id,period_start,period_end,id\r\n");
-            for line in lines {
-                let text = |value: Option<String>| value.unwrap_or_default();
-                let fields = [
-                    line.at.to_string(),
-                    line.kind.to_string(),
-                    line.cause,
-                    line.change_cents.cents().to_string(),
-                    line.available_cents.cents().to_string(),
-                    text(line.resource_id.map(|id| id.to_string())),
-                    text(line.period_start.map(|at| at.to_string())),
-                    text(line.period_end.map(|at| at.to_string())),
-                    line.id.to_string(),
-                ];
-                csv.push_str(&fields.map(|field| csv_field(&field)).join(","));
-                csv.push_str("\r\n");
-            }
-            let headers = [
-                (header::CONTENT_TYPE, "text/csv; charset=utf-8"),
-                (header::CONTENT_DISPOSITION, "attachment; filename=\"statement.csv\""),
-            ];
-            Ok((headers, csv).into_response())
-        }
+        Some("csv") => Ok(statement_csv(lines)),
         Some(other) => Err(Problem::bad_input(format!("`format` is json or csv, not '{other}'"))),
     }
+}
+
+/// A statement as a file for a spreadsheet.
+pub(crate) fn statement_csv(lines: Vec<StatementLine>) -> Response {
+    let mut csv = String::from("at,kind,cause,change_cents,available_cents,resource_id,period_start,period_end,id\r\n");
+    for line in lines {
+        let text = |value: Option<String>| value.unwrap_or_default();
+        let fields = [
+            line.at.to_string(),
+            line.kind.to_string(),
+            line.cause,
+            line.change_cents.cents().to_string(),
+            line.available_cents.cents().to_string(),
+            text(line.resource_id.map(|id| id.to_string())),
+            text(line.period_start.map(|at| at.to_string())),
+            text(line.period_end.map(|at| at.to_string())),
+            line.id.to_string(),
+        ];
+        csv.push_str(&fields.map(|field| csv_field(&field)).join(","));
+        csv.push_str("\r\n");
+    }
+    let headers = [
+        (header::CONTENT_TYPE, "text/csv; charset=utf-8"),
+        (header::CONTENT_DISPOSITION, "attachment; filename=\"statement.csv\""),
+    ];
+    (headers, csv).into_response()
 }
 
 /// Quotes a field where needed, and keeps a spreadsheet from taking text for a formula.

@@ -1,7 +1,7 @@
 //! Giving money back: what the end of a box returns, and what an operator decides.
 
 use serde_json::json;
-use sqlx::PgConnection;
+use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use super::{
@@ -30,9 +30,36 @@ pub async fn on_end_in(
     cause: &Cause,
     policy: &Policy,
 ) -> sqlx::Result<Usd> {
-    let Some(charge) = charge(connection, resource, resource.charged_total - 1).await? else { return Ok(Usd::ZERO) };
-    let Some(activated_at) = resource.activated_at else { return Ok(Usd::ZERO) };
-    let Some(mut end) = rules::EndReason::from_word(reason) else { return Ok(Usd::ZERO) };
+    let Some((charge, refund)) = on_end(connection, resource, reason, at, policy).await? else { return Ok(Usd::ZERO) };
+    if refund.is_positive() {
+        let key = format!("refund:{}:{}", charge.key, charge.refunds);
+        book_in(connection, resource, &charge, refund, &key, &format!("the box ended ({reason})"), at).await?;
+        tracing::info!(resource = %resource.id, %refund, actor = %cause.actor, "refunded at the end of a box");
+    }
+    Ok(refund)
+}
+
+/// What goes back to its owner's balance if they end a box now. Books nothing.
+///
+/// # Errors
+/// Those of the database.
+pub async fn preview_of_end(pool: &PgPool, resource: &Resource, at: Time, policy: &Policy) -> sqlx::Result<Usd> {
+    let mut connection = pool.acquire().await?;
+    let found = on_end(&mut connection, resource, "user", at, policy).await?;
+    Ok(found.map_or(Usd::ZERO, |(_, refund)| refund))
+}
+
+/// The running period's charge, and what of it goes back if the box ends at a time for a reason.
+async fn on_end(
+    connection: &mut PgConnection,
+    resource: &Resource,
+    reason: &str,
+    at: Time,
+    policy: &Policy,
+) -> sqlx::Result<Option<(Charged, Usd)>> {
+    let Some(charge) = charge(connection, resource, resource.charged_total - 1).await? else { return Ok(None) };
+    let Some(activated_at) = resource.activated_at else { return Ok(None) };
+    let Some(mut end) = rules::EndReason::from_word(reason) else { return Ok(None) };
     // A box that the upstream cut off was not served since, whoever ends it now.
     let mut served_until = at;
     if resource.suspend_reason == Some(SuspendReason::Upstream) && end != rules::EndReason::Abuse {
@@ -43,12 +70,7 @@ pub async fn on_end_in(
     let left = rules::refundable(charge.amount, charge.refunded);
     let price = rules::refundable(resource.price_cents, charge.refunded);
     let refund = rules::refund_on_end(price, &period, activated_at.0, served_until.0, end, policy).min(left);
-    if refund.is_positive() {
-        let key = format!("refund:{}:{}", charge.key, charge.refunds);
-        book_in(connection, resource, &charge, refund, &key, &format!("the box ended ({reason})"), at).await?;
-        tracing::info!(resource = %resource.id, %refund, actor = %cause.actor, "refunded at the end of a box");
-    }
-    Ok(refund)
+    Ok(Some((charge, refund)))
 }
 
 /// Writes off what a box owes for its days of grace.

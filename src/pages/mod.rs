@@ -1,49 +1,138 @@
-//! The few pages there are beside the API: the start page, the one-time link of a mail, and the trial's inbox. Plain HTML
-//! without scripts.
+//! The dashboard: server-rendered pages that call the same functions as the API. They work without scripts; with them, parts
+//! of a page are kept up to date ([`live`]).
+//!
+//! A page's module has its routes' handlers and its templates' values; the templates are in `templates/`, the words for states,
+//! money and time in [`show`].
 
-use std::fmt::Write as _;
-
+use askama::Template;
 use axum::{
-    Router,
-    extract::State,
-    http::{StatusCode, header},
+    Form, Router,
+    body::to_bytes,
+    extract::{FromRequest, Request, State},
+    handler::Handler,
+    http::{HeaderValue, Method, StatusCode, header},
+    middleware::Next,
     response::{Html, IntoResponse, Response},
-    routing::get,
+    routing::{MethodRouter, get, post},
 };
-use secrecy::ExposeSecret;
 use seedplane_provisioning::node::gate;
+use serde::{Deserialize, de::DeserializeOwned};
+use tower_http::csrf::CsrfLayer;
+use uuid::Uuid;
 
-use crate::{
-    accounts,
-    api::{
-        error::{Id, Problem},
-        seedbox::resources,
-    },
-    app::App,
-    audit::events::{Actor, Cause},
-    byos::onboarding,
-    ids::{ResourceId, UserId},
-    seedbox::repository,
-};
+use crate::{api::error::Problem, app::App, byos::onboarding, pages::visitor::Person};
 
-const STYLE: &str = "
-:root { color-scheme: light dark; --ink: #1d2430; --paper: #fbfbfa; --soft: #667085; --line: #dfe3e8; --accent: #1f6f54; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8eaee; --paper: #14171c; --soft: #9aa4b2; --line: #2c323b; --accent: #5fc39c; } }
-* { box-sizing: border-box } body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif }
-main { max-width: 44rem; margin: 0 auto; padding: 2rem 1.25rem 4rem } h1 { font-size: 1.5rem; margin: 0 0 1rem } a { color: var(--accent) }
-.mark { background: #b54708; color: #fff; padding: .4rem 1.25rem; font-weight: 600 } .soft { color: var(--soft) }
-article { border: 1px solid var(--line); border-radius: .6rem; padding: 1rem 1.25rem; margin: 0 0 1rem } article h2 { font-size: 1.05rem; margin: 0 0 .25rem }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; font: inherit; margin: .75rem 0 0 } dt { color: var(--soft) } dd { margin: 0 0 .75rem; font-family: ui-monospace, monospace; overflow-wrap: anywhere }
-button { font: inherit; font-weight: 600; color: #fff; background: #1f6f54; border: 0; border-radius: .5rem; padding: .6rem 1.1rem; cursor: pointer } button:focus-visible, a:focus-visible { outline: 3px solid var(--accent); outline-offset: 2px }
-";
+mod accounts;
+mod assets;
+mod boxes;
+mod links;
+mod live;
+mod money;
+mod orders;
+mod public;
+mod servers;
+mod show;
+mod topups;
+mod visitor;
 
-pub(crate) fn routes(trial: bool) -> Router<App> {
-    let router = Router::new()
-        .route("/", get(start))
-        .route("/link/{token}", get(ask).post(open))
-        .route(onboarding::INSTALLER_PATH, get(async || script(gate::install_script())))
-        .route("/byos/gate", get(async || script(gate::GATE)));
-    if trial { router.route("/trial/inbox", get(inbox)) } else { router }
+/// Every page, and who may see it: the first word of a path says whose it is.
+///
+/// | pages | who |
+/// |---|---|
+/// | `/`, `/plans`, `/terms`, `/privacy`, `/dmca`, `/sign-up`, `/sign-in`, `/assets/*`, `/brand*` | everybody |
+/// | `/seedbox/*` | a signed-in person, for their own things; others' are 404 |
+/// | `/link/{token}` | whoever has the link, once |
+/// | `/byos/install.sh`, `/byos/gate` | everybody |
+/// | `/trial/inbox` | everybody, in the trial only |
+fn pages(trial: bool) -> Pages {
+    let pages = Pages::default()
+        .get("/", public::start)
+        .get("/plans", public::plans)
+        .get("/terms", public::terms)
+        .get("/privacy", public::privacy)
+        .get("/dmca", public::dmca)
+        .get("/sign-up", accounts::ask_sign_up)
+        .post("/sign-up", accounts::sign_up)
+        .get("/sign-in", accounts::ask_sign_in)
+        .post("/sign-in", accounts::sign_in)
+        .post("/sign-out", accounts::sign_out)
+        .get("/seedbox", boxes::home)
+        .get("/seedbox/live", boxes::home_live)
+        .get("/seedbox/boxes/{id}", boxes::show)
+        .get("/seedbox/boxes/{id}/live", boxes::show_live)
+        .post("/seedbox/boxes/{id}/login", boxes::show_login)
+        .post("/seedbox/boxes/{id}/rotate", boxes::rotate)
+        .post("/seedbox/boxes/{id}/suspend", boxes::suspend)
+        .post("/seedbox/boxes/{id}/resume", boxes::resume)
+        .get("/seedbox/boxes/{id}/plan", boxes::ask_plan)
+        .post("/seedbox/boxes/{id}/plan", boxes::change_plan)
+        .get("/seedbox/boxes/{id}/end", boxes::ask_end)
+        .post("/seedbox/boxes/{id}/end", boxes::end)
+        .get("/seedbox/order", orders::ask)
+        .post("/seedbox/orders", orders::place)
+        .get("/seedbox/orders/{id}", orders::show)
+        .get("/seedbox/orders/{id}/live", orders::show_live)
+        .post("/seedbox/orders/{id}/cancel", orders::cancel)
+        .get("/seedbox/servers/new", servers::ask)
+        .post("/seedbox/servers", servers::connect)
+        .get("/seedbox/servers/{id}", servers::show)
+        .get("/seedbox/servers/{id}/live", servers::show_live)
+        .post("/seedbox/servers/{id}/verify", servers::verify)
+        .post("/seedbox/servers/{id}/host-key", servers::confirm_host_key)
+        .post("/seedbox/servers/{id}/consent", servers::consent)
+        .post("/seedbox/servers/{id}/run", servers::run)
+        .post("/seedbox/servers/{id}/rotate", servers::rotate)
+        .get("/seedbox/servers/{id}/revoke", servers::ask_revoke)
+        .post("/seedbox/servers/{id}/revoke", servers::revoke)
+        .get("/seedbox/money", money::show)
+        .post("/seedbox/money/order", money::set_order)
+        .get("/seedbox/money/statement.csv", money::csv)
+        .post("/seedbox/topups", topups::open)
+        .get("/seedbox/topups/{id}", topups::show)
+        .get("/seedbox/topups/{id}/live", topups::show_live)
+        .get("/link/{token}", links::ask)
+        .post("/link/{token}", links::open)
+        .get("/assets/{version}/{name}", assets::asset)
+        .get("/brand.css", assets::brand_css)
+        .get("/brand-logo", assets::brand_logo)
+        .get(onboarding::INSTALLER_PATH, async || script(gate::install_script()))
+        .get("/byos/gate", async || script(gate::GATE));
+    if trial { pages.get("/trial/inbox", links::inbox) } else { pages }
+}
+
+/// The routes of the pages.
+pub(crate) fn routes(app: &App) -> Router<App> {
+    let csrf = CsrfLayer::new();
+    // A proxy may hide the name that the browser used; the public one is always ours.
+    let csrf = csrf.clone().add_trusted_origin(&app.public_url).unwrap_or(csrf);
+    pages(app.trial).router.layer(csrf)
+}
+
+/// The method and path of every page, in the trial: what a test of who may see what has to try.
+pub fn listed() -> Vec<(Method, &'static str)> {
+    pages(true).listed
+}
+
+/// Routes, and the list of them.
+#[derive(Default)]
+struct Pages {
+    router: Router<App>,
+    listed: Vec<(Method, &'static str)>,
+}
+
+impl Pages {
+    fn get<H: Handler<T, App>, T: 'static>(self, path: &'static str, handler: H) -> Self {
+        self.add(Method::GET, path, get(handler))
+    }
+
+    fn post<H: Handler<T, App>, T: 'static>(self, path: &'static str, handler: H) -> Self {
+        self.add(Method::POST, path, post(handler))
+    }
+
+    fn add(mut self, method: Method, path: &'static str, handler: MethodRouter<App>) -> Self {
+        self.listed.push((method, path));
+        Self { router: self.router.route(path, handler), ..self }
+    }
 }
 
 /// A shell script, shown as text where somebody opens it to read it.
@@ -51,130 +140,181 @@ fn script(text: &'static str) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response()
 }
 
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;").replace('\'', "&#39;")
+/// What the frame around every page shows.
+struct Shell {
+    /// The name of the service.
+    brand: String,
+    logo: bool,
+    title: String,
+    trial: bool,
+    /// Which entry of the navigation this page belongs to.
+    section: &'static str,
+    /// Who is signed in.
+    email: Option<String>,
+    contact: Option<String>,
+    /// The clock here, in milliseconds since 1970: counters on the page go by it.
+    now_milliseconds: i64,
+    assets: &'static str,
 }
 
-fn page(app: &App, title: &str, body: &str) -> Html<String> {
-    let mark =
-        if app.trial { "<div class=\"mark\" role=\"note\">Trial: sandbox payments, no real money</div>" } else { "" };
-    Html(format!(
-        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
-         <title>{title} - Seedplane</title><style>{STYLE}</style></head><body>{mark}<main><h1>{title}</h1>{body}</main></body></html>"
-    ))
-}
-
-async fn start(State(app): State<App>) -> Html<String> {
-    let mut body = String::from(
-        "<p>This is the control plane of a seedbox service.</p>\
-         <p><a href=\"/docs\">The API, to read and to try</a><br><span class=\"soft\">sign up, order, pay in, run and end boxes</span></p>",
-    );
-    if app.trial {
-        body.push_str(
-            "<p><a href=\"/trial/inbox\">The inbox</a><br><span class=\"soft\">every mail this trial would have sent</span></p>\
-             <p class=\"soft\">Each top-up shows the page of the sandbox gateway where it is paid.</p>",
-        );
-    }
-    page(&app, "Seedplane", &body)
-}
-
-/// The link of a mail. Looking opens nothing: mail scanners look too.
-async fn ask(State(app): State<App>, Id(_token): Id<String>) -> Response {
-    let body = "<p>This link shows the login of your seedbox, once.</p>\
-                <form method=\"post\"><button>Show the login</button></form>\
-                <p class=\"soft\">Have a place ready to keep the password: it cannot be shown again, only replaced.</p>";
-    ([(header::CACHE_CONTROL, "no-store")], page(&app, "Your login", body)).into_response()
-}
-
-async fn open(State(app): State<App>, Id(token): Id<String>) -> Result<Response, Problem> {
-    let now = app.now();
-    let link = sqlx::query!(
-        r#"update one_time_links set used_at = $2
-           where token_hash = $1 and used_at is null and expires_at > $2 and purpose = 'credentials'
-           returning user_id as "user_id: UserId", resource_id as "resource_id: ResourceId", credentials_version"#,
-        &accounts::hash_token(&token),
-        now,
-    )
-    .fetch_optional(&app.pool)
-    .await?;
-    let closed = |why: &str| {
-        let body = format!(
-            "<p>{}</p><p class=\"soft\">A new password makes a new link: rotate the credentials of the box.</p>",
-            escape(why)
-        );
-        (StatusCode::GONE, [(header::CACHE_CONTROL, "no-store")], page(&app, "This link does not open", &body))
-            .into_response()
-    };
-    let Some(link) = link else { return Ok(closed("It was used before, has expired, or was never one of ours.")) };
-    let resource = match link.resource_id {
-        Some(id) => repository::resource_of(&app.pool, link.user_id, id).await?,
-        None => None,
-    };
-    let Some(resource) = resource else { return Ok(closed("The box it is for is gone.")) };
-    // Whoever has an old mail has no new password.
-    if link.credentials_version != Some(resource.credentials_version) {
-        return Ok(closed(
-            "The password it was for has been replaced since. The mail about the new password has a link of its own.",
-        ));
-    }
-    let cause = Cause { actor: Actor::User(link.user_id), reason: "one-time link".to_owned(), request_id: None };
-    match resources::reveal(&app, &resource, &cause).await {
-        Ok((login, password)) => {
-            let url = resource.web_url.unwrap_or_default();
-            let body = format!(
-                "<dl><dt>Web interface</dt><dd><a href=\"{0}\">{0}</a></dd><dt>Login name</dt><dd>{1}</dd><dt>Password</dt><dd>{2}</dd></dl>\
-                 <p class=\"soft\">Shown once. Close this page when you have kept it.</p>",
-                escape(&url),
-                escape(&login),
-                escape(password.expose_secret()),
-            );
-            Ok(([(header::CACHE_CONTROL, "no-store")], page(&app, &escape(&resource.label), &body)).into_response())
+impl Shell {
+    fn new(app: &App, person: Option<&Person>, title: impl Into<String>, section: &'static str) -> Self {
+        Self {
+            brand: app.brand.name().to_owned(),
+            logo: app.brand.logo.is_some(),
+            title: title.into(),
+            trial: app.trial,
+            section,
+            email: person.map(|person| person.email.clone()),
+            contact: app.brand.contact_email.clone(),
+            now_milliseconds: app.now().as_millisecond(),
+            assets: assets::VERSION.as_str(),
         }
-        Err(problem) => Ok(closed(&problem.detail)),
     }
 }
 
-/// Every mail of the trial, newest first.
-async fn inbox(State(app): State<App>) -> Html<String> {
-    let mut mails = Vec::new();
-    if let Some(folder) = app.mailer.inbox()
-        && let Ok(mut entries) = tokio::fs::read_dir(folder).await
-    {
-        while let Ok(Some(entry)) = entries.next_entry().await {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.ends_with(".txt") && !name.starts_with('.') {
-                mails.push((name, entry.path()));
+/// A template as an answer. Pages are for one person at one moment: nobody stores them.
+fn page(template: &impl Template) -> Result<Response, Problem> {
+    page_with(StatusCode::OK, template)
+}
+
+fn page_with(status: StatusCode, template: &impl Template) -> Result<Response, Problem> {
+    let html = rendered(template)?;
+    Ok((status, [(header::CACHE_CONTROL, "no-store")], Html(html)).into_response())
+}
+
+fn rendered(template: &impl Template) -> Result<String, Problem> {
+    template.render().map_err(|error| {
+        tracing::error!(%error, "a page could not be rendered");
+        Problem::of_status(StatusCode::INTERNAL_SERVER_ERROR)
+    })
+}
+
+/// Something said at the top of a page about what was just done or refused.
+#[derive(Debug, Clone)]
+struct Said {
+    /// `good`, `warn` or `bad`: its colour.
+    tone: &'static str,
+    text: String,
+}
+
+impl Said {
+    fn good(text: impl Into<String>) -> Self {
+        Self { tone: "good", text: text.into() }
+    }
+
+    fn refused(problem: &Problem) -> Self {
+        Self { tone: "bad", text: sentence(&problem.detail) }
+    }
+}
+
+/// A problem's detail as a sentence for people, to whom a field is no code.
+fn sentence(detail: &str) -> String {
+    let detail = &detail.replace('`', "");
+    let mut characters = detail.chars();
+    let first = characters.next().map(|first| first.to_uppercase().to_string()).unwrap_or_default();
+    let end = if detail.ends_with(['.', '!', '?']) { "" } else { "." };
+    format!("{first}{}{end}", characters.as_str())
+}
+
+/// The status a page is answered with that says why something was refused.
+fn status_of(problem: &Problem) -> StatusCode {
+    StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+}
+
+/// Which thing a form makes: drawn when the form is shown, so that one form makes one thing, however often it is sent.
+#[derive(Deserialize)]
+struct FormId {
+    form_id: Uuid,
+}
+
+/// The fields of a form; what is wrong with them is answered as a problem.
+struct Fields<T>(T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Fields<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let (parts, body) = request.into_parts();
+        let body = to_bytes(body, crate::api::idempotency::MAX_BODY).await.map_err(|_| Problem::too_large())?;
+        if body.windows(3).any(|window| window == b"%00") || body.contains(&0) {
+            return Err(Problem::bad_input(
+                "a field holds the character NUL, which cannot be stored; nothing was done",
+            ));
+        }
+        match Form::<T>::from_request(Request::from_parts(parts, body.into()), state).await {
+            Ok(Form(fields)) => Ok(Self(fields)),
+            Err(_) => Err(Problem::bad_input(
+                "the form did not arrive as it was sent; nothing was done. Go back, load the page again, and send it once more",
+            )),
+        }
+    }
+}
+
+#[derive(Template)]
+#[template(path = "problem.html")]
+struct ProblemPage {
+    shell: Shell,
+    status: u16,
+    title: &'static str,
+    detail: String,
+}
+
+/// Shows problems as pages to whoever asked with a browser.
+pub(crate) async fn problems_as_pages(State(app): State<App>, request: Request, next: Next) -> Response {
+    let wants_html = request
+        .headers()
+        .get(header::ACCEPT)
+        .and_then(|accept| accept.to_str().ok())
+        .is_some_and(|accept| accept.contains("text/html"));
+    let path = request.uri().path();
+    let for_programs = ["/api/", "/openapi.json", "/docs", "/sandbox"].iter().any(|start| path.starts_with(start));
+    let headers = request.headers().clone();
+    let response = next.run(request).await;
+    let status = response.status();
+    if !wants_html || for_programs || !(status.is_client_error() || status.is_server_error()) {
+        return response;
+    }
+    let kind = response.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or("text/plain");
+    let detail = match kind {
+        "application/problem+json" => {
+            let (parts, body) = response.into_parts();
+            let Ok(bytes) = to_bytes(body, 64 * 1024).await else { return Problem::of_status(status).into_response() };
+            match serde_json::from_slice::<serde_json::Value>(&bytes) {
+                Ok(problem) => problem["detail"].as_str().unwrap_or_default().to_owned(),
+                Err(_) => return Response::from_parts(parts, bytes.into()),
             }
         }
-    }
-    // The names are ids that sort by time.
-    mails.sort_by(|a, b| b.0.cmp(&a.0));
-    let mut body = String::new();
-    for (_, path) in mails.into_iter().take(200) {
-        let Ok(text) = tokio::fs::read_to_string(path).await else { continue };
-        let (head, text) = text.split_once("\n\n").unwrap_or(("", &text));
-        let line = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
-        let text: Vec<String> = text
-            .lines()
-            .map(|line| {
-                let shown = escape(line);
-                if line.starts_with("http") && !line.contains(' ') {
-                    format!("<a href=\"{shown}\">{shown}</a>")
-                } else {
-                    shown
-                }
-            })
-            .collect();
-        let _ = write!(
-            body,
-            "<article><h2>{}</h2><div class=\"soft\">to {}</div><pre>{}</pre></article>",
-            escape(line("Subject:")),
-            escape(line("To:")),
-            text.join("\n")
-        );
-    }
-    if body.is_empty() {
-        body.push_str("<p>Nothing was sent yet. Order a box: the first mail comes when it is ready.</p>");
-    }
-    page(&app, "Inbox", &body)
+        kind if kind.starts_with("text/plain") && status == StatusCode::FORBIDDEN => {
+            "this was not sent from a page of ours, so it was not done. Open the page here and send it again".to_owned()
+        }
+        kind if kind.starts_with("text/plain") => Problem::of_status(status).detail,
+        _ => return response,
+    };
+    let title = match status {
+        StatusCode::NOT_FOUND => "There is nothing here",
+        StatusCode::FORBIDDEN => "That was refused",
+        StatusCode::TOO_MANY_REQUESTS => "Too often",
+        status if status.is_server_error() => "Something went wrong on our side",
+        _ => "That could not be done",
+    };
+    // A page that says why something failed does not fail for want of a name in its frame.
+    let visitor = visitor::find(&app, &headers).await.unwrap_or_default();
+    let shell = Shell::new(&app, visitor.as_ref(), title, "");
+    let shown = page_with(status, &ProblemPage { shell, status: status.as_u16(), title, detail: sentence(&detail) });
+    shown.unwrap_or_else(IntoResponse::into_response)
+}
+
+/// What pages may load: themselves, and nothing written into them. `/docs` and the sandbox gateway bring styles of their own.
+pub(crate) async fn content_security_policy(request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    let own_styles = path.starts_with("/docs") || path.starts_with("/sandbox");
+    let policy = if own_styles {
+        "default-src 'none'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; script-src 'self'; connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+    } else {
+        "default-src 'none'; style-src 'self'; img-src 'self' data:; script-src 'self'; connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+    };
+    let mut response = next.run(request).await;
+    response.headers_mut().entry(header::CONTENT_SECURITY_POLICY).or_insert(HeaderValue::from_static(policy));
+    response
 }

@@ -8,6 +8,7 @@ mod support;
 mod accounts;
 mod audit;
 mod billing;
+mod browser;
 mod byos;
 mod byos_command_line;
 mod byos_gate;

@@ -150,3 +150,19 @@ async fn tokens_from_before_there_were_scopes_go_on_with_all_of_them() {
     let kept: Vec<(&str, i32)> = kept.iter().map(|(role, scopes)| (role.as_str(), *scopes)).collect();
     assert_eq!(kept, [("customer", 5), ("operator", 6), ("owner", 6), ("support", 6)]);
 }
+
+#[tokio::test]
+async fn an_api_token_in_a_cookie_opens_no_page() {
+    let test = TestApp::new().await;
+    let body = json!({ "email": "somebody@example.org", "password": "a long enough password" });
+    let (_, opened) = test.call(None, Method::POST, "/api/auth/sign-up", Some(body)).await;
+    let session = opened["token"].as_str().unwrap();
+    let buyer = Person { id: seedplane::ids::UserId::new(), token: session.to_owned() };
+    let made = test.post(&buyer, "/api/auth/tokens", json!({ "name": "x" })).await;
+    let browser = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build().unwrap();
+    for (token, status) in [(session, 200), (made["token"].as_str().unwrap(), 303)] {
+        let request =
+            browser.get(format!("{}/seedbox", test.base)).header("cookie", format!("seedplane-session={token}"));
+        assert_eq!(request.send().await.unwrap().status(), status);
+    }
+}

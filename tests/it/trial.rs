@@ -33,19 +33,19 @@ pub fn said(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-struct Trial {
+pub struct Trial {
     process: Child,
     data: PathBuf,
-    base: String,
-    http: reqwest::Client,
+    pub base: String,
+    pub http: reqwest::Client,
 }
 
 impl Trial {
-    fn start(listen: &str) -> Self {
+    pub fn start(listen: &str) -> Self {
         Self::start_in(temporary("trial").join("data"), listen)
     }
 
-    fn start_in(data: PathBuf, listen: &str) -> Self {
+    pub fn start_in(data: PathBuf, listen: &str) -> Self {
         Self::start_with(data, &["--listen", listen])
     }
 
@@ -107,7 +107,7 @@ impl Trial {
         format!("/api/billing/topups/{}", topup["id"].as_str().unwrap())
     }
 
-    async fn stop(&mut self) {
+    pub async fn stop(&mut self) {
         if self.process.try_wait().unwrap().is_none() {
             let _ = Command::new("kill").args(["-INT", &self.process.id().to_string()]).status();
         }

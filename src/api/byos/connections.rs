@@ -88,15 +88,15 @@ async fn list(State(app): State<App>, customer: Customer) -> Result<Json<Vec<Con
 /// A server to connect.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct NewConnectionBody {
+pub(crate) struct NewConnectionBody {
     /// Its name or address, as it can be reached from the internet.
-    host: String,
+    pub(crate) host: String,
     /// The port of its sshd; 22 if left out.
-    port: Option<u16>,
+    pub(crate) port: Option<u16>,
     /// What to call it; the host if left out.
-    label: Option<String>,
+    pub(crate) label: Option<String>,
     /// How we are to log in: with a `key` on the server, or with a `certificate` of five minutes each time; `key` if left out.
-    access: Option<Access>,
+    pub(crate) access: Option<Access>,
 }
 
 /// Connect a server. Answered with a line to paste on it, which adds our public key restricted to the gate; nobody ever
@@ -104,7 +104,7 @@ struct NewConnectionBody {
 #[utoipa::path(post, path = "/api/byos/connections", tag = "your own servers", request_body = NewConnectionBody,
     params(("Idempotency-Key" = Option<String>, Header)),
     responses((status = 201, body = ConnectionView), (status = 409, body = Problem), (status = 422, body = Problem)))]
-async fn create(
+pub(crate) async fn create(
     State(app): State<App>,
     customer: Customer,
     NewId(id): NewId,
@@ -181,7 +181,7 @@ async fn show(State(app): State<App>, customer: Customer, Id(id): Id<Uuid>) -> R
 /// our private key is destroyed in any case. A server that is off or gone does not stop it.
 #[utoipa::path(delete, path = "/api/byos/connections/{id}", tag = "your own servers", params(("id" = ConnectionId, Path)),
     responses((status = 202, body = ConnectionView), (status = 404, body = Problem)))]
-async fn revoke(
+pub(crate) async fn revoke(
     State(app): State<App>,
     customer: Customer,
     Id(id): Id<Uuid>,
@@ -197,7 +197,7 @@ async fn revoke(
 /// Look at the server now: after pasting the line, or after mending something.
 #[utoipa::path(post, path = "/api/byos/connections/{id}/verify", tag = "your own servers", params(("id" = ConnectionId, Path)),
     responses((status = 202, body = ConnectionView), (status = 404, body = Problem), (status = 409, body = Problem)))]
-async fn verify(
+pub(crate) async fn verify(
     State(app): State<App>,
     customer: Customer,
     Id(id): Id<Uuid>,
@@ -219,16 +219,16 @@ async fn verify(
 /// A host key that its owner knows.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct HostKey {
+pub(crate) struct HostKey {
     /// The new one's fingerprint, as `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` prints it on the server: `SHA256:...`.
-    fingerprint: String,
+    pub(crate) fingerprint: String,
 }
 
 /// Say that a changed host key is the server's own. The connection goes on with it.
 #[utoipa::path(post, path = "/api/byos/connections/{id}/confirm-host-key", tag = "your own servers",
     params(("id" = ConnectionId, Path)), request_body = HostKey,
     responses((status = 202, body = ConnectionView), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
-async fn confirm_host_key(
+pub(crate) async fn confirm_host_key(
     State(app): State<App>,
     customer: Customer,
     Id(id): Id<Uuid>,
@@ -268,9 +268,9 @@ async fn confirm_host_key(
 /// The version of the gate and the manifest that an owner agrees to.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Consent {
-    gate_sha256: String,
-    manifest_sha256: String,
+pub(crate) struct Consent {
+    pub(crate) gate_sha256: String,
+    pub(crate) manifest_sha256: String,
 }
 
 /// Agree to this version of the gate and of its manifest, read at `GET /api/byos/manifest`. To have it on the server, paste
@@ -278,7 +278,7 @@ struct Consent {
 #[utoipa::path(post, path = "/api/byos/connections/{id}/consent", tag = "your own servers", params(("id" = ConnectionId, Path)),
     request_body = Consent,
     responses((status = 200, body = ConnectionView), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
-async fn consent(
+pub(crate) async fn consent(
     State(app): State<App>,
     customer: Customer,
     Id(id): Id<Uuid>,
@@ -310,18 +310,18 @@ async fn consent(
 /// Something to do on a server.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Run {
+pub(crate) struct Run {
     /// An action of `GET /api/byos/manifest`.
-    action: String,
+    pub(crate) action: String,
     /// What it takes, if it takes anything.
-    argument: Option<String>,
+    pub(crate) argument: Option<String>,
 }
 
 /// Run an action of the manifest on the server. Answered with the command; look at it again for what came of it.
 #[utoipa::path(post, path = "/api/byos/connections/{id}/run", tag = "your own servers", params(("id" = ConnectionId, Path)),
     request_body = Run,
     responses((status = 202, body = Command), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
-async fn run(
+pub(crate) async fn run(
     State(app): State<App>,
     customer: Customer,
     NewId(command): NewId,
@@ -375,7 +375,7 @@ async fn run(
 /// Replace our key: the new one is added, proved, and then the old one is removed and destroyed.
 #[utoipa::path(post, path = "/api/byos/connections/{id}/rotate", tag = "your own servers", params(("id" = ConnectionId, Path)),
     responses((status = 202, body = ConnectionView), (status = 404, body = Problem), (status = 409, body = Problem)))]
-async fn rotate(
+pub(crate) async fn rotate(
     State(app): State<App>,
     customer: Customer,
     Id(id): Id<Uuid>,
@@ -460,19 +460,23 @@ async fn show_command(
 
 /// The two records side by side.
 #[derive(Serialize, ToSchema)]
-struct TwoLogs {
+pub(crate) struct TwoLogs {
     /// The newest lines of the server's own log, oldest first, in the server's time.
-    server: Vec<LogLine>,
+    pub(crate) server: Vec<LogLine>,
     /// When they were fetched; `null` if they were not yet.
-    fetched_at: Option<Time>,
+    pub(crate) fetched_at: Option<Time>,
     /// Where they do not agree with what we sent.
-    differences: Vec<Difference>,
+    pub(crate) differences: Vec<Difference>,
 }
 
 /// The server's own log of us, compared with our record. It is fetched every hour, and when you run the action `log`.
 #[utoipa::path(get, path = "/api/byos/connections/{id}/log", tag = "your own servers", params(("id" = ConnectionId, Path)),
     responses((status = 200, body = TwoLogs), (status = 404, body = Problem)))]
-async fn server_log(State(app): State<App>, customer: Customer, Id(id): Id<Uuid>) -> Result<Json<TwoLogs>, Problem> {
+pub(crate) async fn server_log(
+    State(app): State<App>,
+    customer: Customer,
+    Id(id): Id<Uuid>,
+) -> Result<Json<TwoLogs>, Problem> {
     let connection = own(&app, &customer, id).await?;
     let server = commands::read_log(connection.server_log.as_deref().unwrap_or_default(), connection.id);
     let whole = commands::goes_back_to(&connection, app.now());

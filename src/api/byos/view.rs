@@ -19,76 +19,76 @@ use crate::{
 /// A connection as its owner sees it.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct ConnectionView {
-    id: ConnectionId,
-    label: String,
-    host: String,
-    port: u16,
-    status: ConnectionStatus,
+    pub(crate) id: ConnectionId,
+    pub(crate) label: String,
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) status: ConnectionStatus,
     /// Why it is in `error`: `host_key_changed`, `unreachable`, `timed_out`, `port_closed`, `not_restricted`, `gate_altered`, ...
-    status_reason: Option<String>,
-    status_since: Time,
+    pub(crate) status_reason: Option<String>,
+    pub(crate) status_since: Time,
     /// Its box, once our key was proved.
-    resource_id: Option<ResourceId>,
+    pub(crate) resource_id: Option<ResourceId>,
     /// How we log in.
-    access: Access,
+    pub(crate) access: Access,
     /// Our key, or our certificate authority's: the only half that leaves the secret store.
-    public_key: String,
-    key_fingerprint: String,
+    pub(crate) public_key: String,
+    pub(crate) key_fingerprint: String,
     /// The server's host key as it was at the first contact. Compare it with what the line you pasted printed.
-    host_key_fingerprint: Option<String>,
+    pub(crate) host_key_fingerprint: Option<String>,
     /// A changed host key that waits for your word; nothing is sent to the server until then.
-    changed_host_key_fingerprint: Option<String>,
-    gate: GateView,
-    server_version: Option<String>,
-    os_name: Option<String>,
+    pub(crate) changed_host_key_fingerprint: Option<String>,
+    pub(crate) gate: GateView,
+    pub(crate) server_version: Option<String>,
+    pub(crate) os_name: Option<String>,
     /// How long connecting and logging in took last, in milliseconds.
-    latency_ms: Option<i32>,
-    connected_at: Option<Time>,
-    last_seen_at: Option<Time>,
+    pub(crate) latency_ms: Option<i32>,
+    pub(crate) connected_at: Option<Time>,
+    pub(crate) last_seen_at: Option<Time>,
     /// When it was looked at last, whether it answered or not.
-    last_probe_at: Option<Time>,
+    pub(crate) last_probe_at: Option<Time>,
     /// When it is looked at next; `null` if it is not any more: ask with `verify`.
-    next_probe_at: Option<Time>,
-    last_error: Option<ErrorView>,
+    pub(crate) next_probe_at: Option<Time>,
+    pub(crate) last_error: Option<ErrorView>,
     /// Whether our key is being replaced, and what is in the way if it takes long.
-    rotating: bool,
-    rotation_error: Option<String>,
+    pub(crate) rotating: bool,
+    pub(crate) rotation_error: Option<String>,
     /// Whether a revocation is under way.
-    revoking: bool,
-    revoked_at: Option<Time>,
-    revocation: Option<Revocation>,
+    pub(crate) revoking: bool,
+    pub(crate) revoked_at: Option<Time>,
+    pub(crate) revocation: Option<Revocation>,
     /// When a login with our key was seen to be refused.
-    locked_out_at: Option<Time>,
+    pub(crate) locked_out_at: Option<Time>,
     /// How many lines of the server's own log and of our record did not agree, when they were compared last.
-    log_differences: Option<i32>,
-    log_compared_at: Option<Time>,
-    created_at: Time,
+    pub(crate) log_differences: Option<i32>,
+    pub(crate) log_compared_at: Option<Time>,
+    pub(crate) created_at: Time,
     /// How to connect it and how to undo that; not for one that is revoked.
-    onboarding: Option<Onboarding>,
+    pub(crate) onboarding: Option<Onboarding>,
 }
 
 /// What runs on the server.
 #[derive(Serialize, ToSchema)]
-struct GateView {
+pub(crate) struct GateView {
     /// SHA-256 of the gate and the manifest that you agreed to.
-    agreed_gate_sha256: String,
-    agreed_manifest_sha256: String,
+    pub(crate) agreed_gate_sha256: String,
+    pub(crate) agreed_manifest_sha256: String,
     /// SHA-256 of those on the server, as it said itself.
-    gate_sha256: Option<String>,
-    manifest_sha256: Option<String>,
+    pub(crate) gate_sha256: Option<String>,
+    pub(crate) manifest_sha256: Option<String>,
     /// Whether the server runs what you agreed to. While it does not, nothing is sent but the question what it runs.
-    is_agreed: Option<bool>,
+    pub(crate) is_agreed: Option<bool>,
     /// Whether the server runs this version of ours.
-    is_current: Option<bool>,
+    pub(crate) is_current: Option<bool>,
 }
 
 /// What went wrong last.
 #[derive(Serialize, ToSchema)]
-struct ErrorView {
+pub(crate) struct ErrorView {
     /// A word for it, stable for programs.
-    kind: String,
+    pub(crate) kind: String,
     /// What happened and what to do.
-    detail: String,
+    pub(crate) detail: String,
 }
 
 pub(crate) async fn view(app: &App, connection: Connection) -> Result<ConnectionView, Problem> {

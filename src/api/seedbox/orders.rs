@@ -44,17 +44,17 @@ struct NewOrder {
 
 /// An order, and what is missing to pay it.
 #[derive(Serialize, ToSchema)]
-struct OrderView {
+pub(crate) struct OrderView {
     #[serde(flatten)]
-    order: Order,
+    pub(crate) order: Order,
     /// What has to be paid in before it is paid for, in US cents; 0 once it is.
-    missing_cents: Usd,
+    pub(crate) missing_cents: Usd,
     /// Why it waits although the balance covers it, or would wait if it did: no box can be made of its plan now. It is paid
     /// by itself once one can.
-    unavailable: Option<Unavailable>,
+    pub(crate) unavailable: Option<Unavailable>,
 }
 
-async fn view(app: &App, order: Order) -> Result<OrderView, Problem> {
+pub(crate) async fn view(app: &App, order: Order) -> Result<OrderView, Problem> {
     let available = ledger::balances(&app.pool, order.user_id).await?.available();
     let awaiting = order.status == OrderStatus::AwaitingPayment;
     let missing_cents =
@@ -104,7 +104,7 @@ async fn show_order(State(app): State<App>, customer: Customer, Id(id): Id<Uuid>
 /// Call off an order that is not paid.
 #[utoipa::path(post, path = "/api/seedbox/orders/{id}/cancel", tag = "seedboxes", params(("id" = OrderId, Path)),
     responses((status = 200, body = OrderView), (status = 404, body = Problem), (status = 409, body = Problem)))]
-async fn cancel_order(
+pub(crate) async fn cancel_order(
     State(app): State<App>,
     customer: Customer,
     Id(id): Id<Uuid>,

@@ -252,7 +252,7 @@ pub(crate) async fn request(
 /// Suspend a box oneself. It stops; the data is kept; nothing is charged while it is.
 #[utoipa::path(post, path = "/api/seedbox/resources/{id}/suspend", tag = "seedboxes", params(("id" = ResourceId, Path)),
     responses((status = 202, body = ResourceView), (status = 404, body = Problem), (status = 409, body = Problem)))]
-async fn suspend(
+pub(crate) async fn suspend(
     State(app): State<App>,
     customer: Customer,
     NewId(attempt): NewId,
@@ -271,7 +271,7 @@ async fn suspend(
 /// Resume a box that its owner suspended.
 #[utoipa::path(post, path = "/api/seedbox/resources/{id}/resume", tag = "seedboxes", params(("id" = ResourceId, Path)),
     responses((status = 202, body = ResourceView), (status = 404, body = Problem), (status = 409, body = Problem)))]
-async fn resume(
+pub(crate) async fn resume(
     State(app): State<App>,
     customer: Customer,
     NewId(attempt): NewId,
@@ -302,7 +302,7 @@ async fn resume(
 /// Replace the password. The old one and every open session end.
 #[utoipa::path(post, path = "/api/seedbox/resources/{id}/rotate-credentials", tag = "seedboxes", params(("id" = ResourceId, Path)),
     responses((status = 202, body = ResourceView), (status = 404, body = Problem), (status = 409, body = Problem)))]
-async fn rotate_credentials(
+pub(crate) async fn rotate_credentials(
     State(app): State<App>,
     customer: Customer,
     NewId(attempt): NewId,
@@ -322,9 +322,9 @@ async fn rotate_credentials(
 #[derive(Deserialize, ToSchema, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
-struct OtherPlan {
+pub(crate) struct OtherPlan {
     /// A plan of the same provider from `GET /api/seedbox/plans`.
-    plan_id: PlanId,
+    pub(crate) plan_id: PlanId,
 }
 
 /// What another plan would cost this box, and from when. Changes nothing.
@@ -348,7 +348,7 @@ async fn quote_upgrade(
 #[utoipa::path(post, path = "/api/seedbox/resources/{id}/upgrade", tag = "seedboxes", params(("id" = ResourceId, Path)),
     request_body = OtherPlan,
     responses((status = 202, body = ResourceView), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
-async fn upgrade(
+pub(crate) async fn upgrade(
     State(app): State<App>,
     customer: Customer,
     NewId(attempt): NewId,
@@ -368,18 +368,18 @@ async fn upgrade(
 /// How to end a box.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct EndBox {
+pub(crate) struct EndBox {
     /// The box's label, typed again: ending it wipes its data for good.
-    confirm_label: String,
+    pub(crate) confirm_label: String,
     /// `true` lets it run until the end of what is paid for; `false` takes that back. Ended now if left out.
-    at_period_end: Option<bool>,
+    pub(crate) at_period_end: Option<bool>,
 }
 
 /// End a box: its data is wiped for good. Ended in its first 7 days, the rest of the month goes back to the balance.
 #[utoipa::path(post, path = "/api/seedbox/resources/{id}/terminate", tag = "seedboxes", params(("id" = ResourceId, Path)),
     request_body = EndBox,
     responses((status = 202, body = ResourceView), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
-async fn terminate(
+pub(crate) async fn terminate(
     State(app): State<App>,
     customer: Customer,
     NewId(attempt): NewId,

@@ -233,6 +233,7 @@ impl World {
         if let Some(provider) = self.digitalocean(&pool, &secrets, &base) {
             providers.insert(digitalocean::DIGITALOCEAN, provider);
         }
+        let (stop, stopping) = watch::channel(false);
         let app = App {
             hosts: Arc::new(Hosts::new(pool.clone())),
             pool,
@@ -248,8 +249,9 @@ impl World {
             allow_private_servers: true,
             byos_source_address: None,
             checkpoint_file: self.folder.join("checkpoints.jsonl").into(),
+            brand: Arc::default(),
+            stopping,
         };
-        let (stop, _) = watch::channel(false);
         let routes = router::router(app.clone(), None);
         tokio::spawn(seedplane::listener::serve(listener, routes, std::future::pending()));
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
