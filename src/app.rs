@@ -7,6 +7,7 @@ use sqlx::PgPool;
 use tokio::sync::watch;
 
 use crate::{
+    accounts::issuers::Issuer,
     billing::rules::Policy,
     brand::Brand,
     byos::hosts::Hosts,
@@ -31,6 +32,8 @@ pub struct App {
     pub secrets: Arc<dyn SecretStore>,
     /// Who takes mails.
     pub mailer: Arc<dyn Mailer>,
+    /// Whose tokens are taken beside ours.
+    pub issuer: Option<Arc<Issuer>>,
     /// The numbers of the business rules.
     pub policy: Arc<Policy>,
     /// How people reach us, without a slash at the end.

@@ -4,12 +4,14 @@
 use std::net::{IpAddr, SocketAddr};
 
 use axum::{
-    extract::{ConnectInfo, FromRef, FromRequestParts, OptionalFromRequestParts},
+    extract::{ConnectInfo, FromRef, FromRequestParts, MatchedPath, OptionalFromRequestParts},
     http::{HeaderMap, header, request::Parts},
 };
 
+use uuid::Uuid;
+
 use crate::{
-    accounts::{self, Principal},
+    accounts::{self, Needed, Principal, Scope, issuers::looks_like_jwt},
     api::error::Problem,
     app::App,
     audit::events::{Actor, Cause},
@@ -29,18 +31,57 @@ impl Customer {
     pub fn cause(&self) -> Cause {
         Cause { actor: Actor::User(self.principal.user_id), reason: String::new(), request_id: self.request_id.clone() }
     }
+
+    /// The session this is asked for in.
+    ///
+    /// # Errors
+    /// A problem if it is asked for with anything else.
+    pub fn session(&self) -> Result<Uuid, Problem> {
+        self.principal.session().ok_or_else(Problem::session_needed)
+    }
+}
+
+/// What the program that sends a request calls itself, as far as it can be read.
+pub fn user_agent(headers: &HeaderMap) -> Option<&str> {
+    headers.get(header::USER_AGENT)?.to_str().ok()
+}
+
+/// The longest bearer token that is looked at: other issuers write a lot into theirs.
+const LONGEST_TOKEN: usize = 8192;
+
+/// Who a bearer token belongs to: a session or API token of ours, or a token of the issuer that is configured.
+///
+/// # Errors
+/// Why another issuer's token is not taken, and those of the database.
+pub async fn principal_of(app: &App, token: &str) -> Result<Option<Principal>, Problem> {
+    match &app.issuer {
+        Some(issuer) if looks_like_jwt(token) => Ok(Some(issuer.authenticate(app, token).await?)),
+        _ => Ok(accounts::authenticate(&app.pool, token, app.now()).await?),
+    }
 }
 
 /// The bearer token of a request.
 pub fn bearer(parts: &Parts) -> Option<&str> {
     let value = parts.headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
-    (scheme.eq_ignore_ascii_case("bearer") && token.len() <= 200).then(|| token.trim())
+    (scheme.eq_ignore_ascii_case("bearer") && token.len() <= LONGEST_TOKEN).then(|| token.trim())
 }
 
 /// The id the request carries through logs and the audit log.
 pub fn request_id(headers: &HeaderMap) -> Option<String> {
     headers.get("x-request-id").and_then(|id| id.to_str().ok()).map(str::to_owned)
+}
+
+/// The same as an extractor, for what nobody has to be signed in for.
+#[derive(Debug, Clone)]
+pub struct RequestId(pub Option<String>);
+
+impl<S: Send + Sync> FromRequestParts<S> for RequestId {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Self::Rejection> {
+        Ok(Self(request_id(&parts.headers)))
+    }
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Customer
@@ -52,8 +93,25 @@ where
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let app = App::from_ref(state);
         let token = bearer(parts).ok_or_else(Problem::unauthorized)?;
-        let principal = accounts::authenticate(&app.pool, token, app.now()).await?.ok_or_else(Problem::unauthorized)?;
+        let principal = principal_of(&app, token).await?.ok_or_else(Problem::unauthorized)?;
+        if principal.session().is_none() {
+            let path = parts.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str);
+            within_scopes(&principal, accounts::needed(&parts.method, path))?;
+        }
         Ok(Self { principal, request_id: request_id(&parts.headers) })
+    }
+}
+
+/// Whether what is no session may be used for this.
+fn within_scopes(principal: &Principal, needed: Option<Needed>) -> Result<(), Problem> {
+    match needed {
+        // What is not there for somebody is not a matter of scopes.
+        Some(Needed::OneOf([Scope::Operator])) if !principal.role.reads_as_operator() => {
+            Err(Problem::not_found("page"))
+        }
+        Some(Needed::OneOf(scopes)) if scopes.iter().any(|scope| principal.scopes.has(*scope)) => Ok(()),
+        Some(Needed::OneOf(scopes)) => Err(Problem::scope_missing(scopes)),
+        Some(Needed::Session) | None => Err(Problem::session_needed()),
     }
 }
 
@@ -69,6 +127,14 @@ where
         }
         <Self as FromRequestParts<S>>::from_request_parts(parts, state).await.map(Some)
     }
+}
+
+/// Whether somebody has proved enough to act or read as an operator: outside the trial, with a second factor.
+///
+/// # Errors
+/// A problem that says how to set one up.
+pub fn proved_enough(app: &App, principal: &Principal) -> Result<(), Problem> {
+    if app.trial || principal.second_factor { Ok(()) } else { Err(Problem::second_factor_required()) }
 }
 
 /// Somebody who runs the business.
@@ -117,6 +183,7 @@ where
         if !customer.principal.role.is_operator() {
             return Err(Problem::not_found("page"));
         }
+        proved_enough(&App::from_ref(state), &customer.principal)?;
         Ok(Self { principal: customer.principal, request_id: customer.request_id })
     }
 }
@@ -133,7 +200,11 @@ where
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let customer = <Customer as FromRequestParts<S>>::from_request_parts(parts, state).await?;
-        customer.principal.role.reads_as_operator().then_some(Self).ok_or_else(|| Problem::not_found("page"))
+        if !customer.principal.role.reads_as_operator() {
+            return Err(Problem::not_found("page"));
+        }
+        proved_enough(&App::from_ref(state), &customer.principal)?;
+        Ok(Self)
     }
 }
 

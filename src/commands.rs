@@ -12,7 +12,8 @@ use crate::{
     },
     audit::events::{Actor, Cause},
     auth::checked_reason,
-    runtime::Beside,
+    config::Settings,
+    runtime::{self, Beside},
     seedbox::{
         catalogues::{self, Catalogue, FailureKind},
         drift::findings::Filter,
@@ -40,6 +41,31 @@ impl Who {
         let reason = checked_reason(reason).map_err(said)?;
         Ok(Cause { actor: Actor::Operator(id), reason, request_id: None })
     }
+}
+
+/// `seedplane operator reset-second-factor`; what to print.
+///
+/// # Errors
+/// What was wrong, and what to do.
+pub async fn reset_second_factor(
+    settings: &Settings,
+    app: &Beside,
+    email: &str,
+    reason: &str,
+    by: &Who,
+) -> anyhow::Result<String> {
+    let cause = by.cause(app, reason).await?;
+    let user = accounts::by_email(&app.pool, email)
+        .await?
+        .with_context(|| format!("there is no account with the address {email}; nothing was changed"))?;
+    // Where the store is on another machine, the secret stays there: without its row it opens nothing.
+    let here = settings.vault.is_some() || runtime::must_be_installed(settings, "keystore").is_ok();
+    let secrets = if here { Some(runtime::open_secrets(settings).await?) } else { None };
+    let had = accounts::reset_second_factor(&app.pool, secrets.as_deref(), user, app.now(), &cause).await?;
+    anyhow::ensure!(had, "{email} has no second factor; nothing was changed");
+    Ok(format!(
+        "{email} has no second factor any more and is signed out everywhere: sign in with the password, and set up another"
+    ))
 }
 
 fn said(problem: Problem) -> anyhow::Error {

@@ -11,7 +11,7 @@ use std::{
 use secrecy::{ExposeSecret, SecretString};
 use seedplane_provisioning::digitalocean;
 
-use crate::{brand::Brand, mailer::SmtpMailer, secrets::vault};
+use crate::{accounts::issuers, brand::Brand, mailer::SmtpMailer, secrets::vault};
 
 mod brand;
 
@@ -27,6 +27,9 @@ const NAMES: &[(&str, &str)] = &[
     ("SEEDPLANE_BYOS_ALLOW_PRIVATE", "byos-allow-private"),
     ("SEEDPLANE_BYOS_SOURCE_ADDRESS", "byos-source-address"),
     ("SEEDPLANE_NODE_DOMAIN", "node-domain"),
+    ("SEEDPLANE_JWT_ISSUER", "jwt-issuer"),
+    ("SEEDPLANE_JWT_AUDIENCE", "jwt-audience"),
+    ("SEEDPLANE_JWT_JWKS_URL", "jwt-jwks-url"),
     ("SEEDPLANE_BRAND_NAME", "brand-name"),
     ("SEEDPLANE_BRAND_COLOUR", "brand-colour"),
     ("SEEDPLANE_BRAND_LOGO", "brand-logo"),
@@ -101,7 +104,7 @@ pub struct DigitalOceanSettings {
 }
 
 /// Whether a host is this machine to whoever says it, so that nobody else can mean us by it.
-fn is_this_machine(host: Option<&str>) -> bool {
+pub(crate) fn is_this_machine(host: Option<&str>) -> bool {
     let host = host.unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_lowercase();
     let address = host.parse::<std::net::IpAddr>();
     host.is_empty()
@@ -180,6 +183,8 @@ pub struct Settings {
     pub smtp: Option<SmtpSettings>,
     /// Vault or OpenBao for the secrets; the keystore in the data folder if not set.
     pub vault: Option<vault::Settings>,
+    /// Whose tokens are taken beside ours; nobody's if not set.
+    pub issuer: Option<issuers::Settings>,
     /// Refuse everything that is only good for a trial.
     pub production: bool,
     /// Whether customers' own servers may have private addresses; only in a trial if not set.
@@ -393,6 +398,12 @@ impl Settings {
             ));
         }
         let vault = Self::vault(&get, &mut problems);
+        let issuer =
+            ["SEEDPLANE_JWT_ISSUER", "SEEDPLANE_JWT_AUDIENCE", "SEEDPLANE_JWT_JWKS_URL"].map(|name| get(name, &None));
+        let issuer = issuers::Settings::read(issuer).unwrap_or_else(|problem| {
+            problems.push(problem);
+            None
+        });
         let digitalocean = Self::digitalocean(&get, &public_url, &mut problems);
         let node_domain = get("SEEDPLANE_NODE_DOMAIN", &flags.node_domain);
         let is_domain = |text: &String| {
@@ -437,6 +448,8 @@ impl Settings {
                 ("SMTP_URL", smtp.as_ref().map(|smtp| secret(&smtp.url))),
                 ("MAIL_FROM", smtp.as_ref().map(|smtp| smtp.from.clone())),
                 ("SEEDPLANE_PUBLIC_URL", Some(public_url.clone())),
+                ("SEEDPLANE_JWT_ISSUER", issuer.as_ref().map(|issuer| issuer.issuer.clone())),
+                ("SEEDPLANE_JWT_JWKS_URL", issuer.as_ref().map(|issuer| issuer.jwks_url.clone())),
                 ("SEEDPLANE_CONTACT_EMAIL", brand.contact_email.clone()),
                 ("SEEDPLANE_LEGAL_ENTITY", brand.legal_entity.clone()),
                 ("SEEDPLANE_DMCA_AGENT", brand.dmca_agent.clone()),
@@ -471,6 +484,7 @@ impl Settings {
             coinpayportal,
             smtp,
             vault,
+            issuer,
             production,
             byos_allow_private,
             byos_source_address,
@@ -679,6 +693,7 @@ mod tests {
             ("DIGITALOCEAN_TOKEN", "dop_v1_0 "),
             ("DIGITALOCEAN_TOKENS", "x"),
             ("SEEDPLANE_NODE_DOMAIN", "boxes"),
+            ("SEEDPLANE_JWT_ISSUER", "https://id.seedplane.net"),
         ])
         .unwrap_err();
         for said in [
@@ -690,6 +705,7 @@ mod tests {
             "DIGITALOCEAN_TOKEN has characters",
             "DIGITALOCEAN_TOKENS is no setting",
             "SEEDPLANE_NODE_DOMAIN is 'boxes'",
+            "SEEDPLANE_JWT_JWKS_URL go together",
         ] {
             assert!(problems.iter().any(|problem| problem.contains(said)), "{said}: {problems:?}");
         }

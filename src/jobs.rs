@@ -5,6 +5,7 @@
 
 use serde_json::{Value, json};
 use sqlx::{PgConnection, PgPool};
+use uuid::Uuid;
 
 use crate::{
     clock::Time,
@@ -33,6 +34,8 @@ pub enum Job {
     PollPayments,
     /// Hand waiting mails to the mailer; asked for on behalf of one person or, by the clock, of everybody.
     SendMail(Option<UserId>),
+    /// Write the mail with which a forgotten password is replaced, if there is such an account.
+    AnswerReset(Uuid),
     /// Look for what is stuck, lost or different from what the providers say.
     Reconcile,
     /// Compare our boxes with the machines that the providers have.
@@ -67,6 +70,7 @@ impl Job {
             Self::BillingSweep => "billing_sweep",
             Self::PollPayments => "poll_payments",
             Self::SendMail(_) => "send_mail",
+            Self::AnswerReset(_) => "answer_reset",
             Self::Reconcile => "reconcile",
             Self::LookAtProviders => "look_at_providers",
             Self::SealAudit => "seal_audit",
@@ -83,6 +87,7 @@ impl Job {
             Self::Operate { attempt, .. } => json!({ "attempt_id": attempt }),
             Self::OpenTopup(id) | Self::CheckPayment(id) => json!({ "topup_id": id }),
             Self::SettleAccount(id) => json!({ "user_id": id }),
+            Self::AnswerReset(id) => json!({ "request_id": id }),
             Self::RunCommand { command, .. } => json!({ "command_id": command }),
             Self::ProbeConnection(id) | Self::RotateConnection(id) | Self::RevokeConnection(id) => {
                 json!({ "connection_id": id })
@@ -100,6 +105,7 @@ impl Job {
             Self::SettleAccount(id) => format!("settle_account:{id}"),
             // A key of its own for each person: jobs with one key make their transactions wait for each other.
             Self::SendMail(Some(id)) => format!("send_mail:{id}"),
+            Self::AnswerReset(id) => format!("answer_reset:{id}"),
             Self::RunCommand { command, .. } => format!("run_command:{command}"),
             Self::ProbeConnection(id) | Self::RotateConnection(id) | Self::RevokeConnection(id) => {
                 format!("{}:{id}", self.identifier())

@@ -140,6 +140,18 @@ enum OperatorCommand {
         #[arg(long)]
         support: bool,
     },
+    /// Take the second factor from somebody who lost their phone and their recovery codes; their sessions end, and the password
+    /// alone opens the account until they set up another
+    ResetSecondFactor {
+        /// Whose: their address
+        email: String,
+        /// Why, and how you know that it is them
+        #[arg(long)]
+        reason: String,
+        /// The address of the operator who does it; the same as EMAIL if left out
+        #[arg(long, value_name = "EMAIL")]
+        operator: Option<String>,
+    },
     /// Stop suspension and wipe of a box for some days, whatever the workers want; charges go on
     Hold {
         /// The box's id
@@ -259,7 +271,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Secrets(SecretsCommand::Move { to }) => say(&move_secrets(settings, &to).await?),
         Command::Operator(command) => {
             let beside = Beside::find(&settings).await?;
-            let done = operate(&beside, command).await;
+            let done = operate(&settings, &beside, command).await;
             beside.stop().await;
             say(&done?);
         }
@@ -399,7 +411,7 @@ async fn byos(app: &Beside, command: ByosCommand) -> anyhow::Result<String> {
     Ok(lines.collect::<Vec<_>>().join("\n"))
 }
 
-async fn operate(app: &Beside, command: OperatorCommand) -> anyhow::Result<String> {
+async fn operate(settings: &Settings, app: &Beside, command: OperatorCommand) -> anyhow::Result<String> {
     let problem = |problem: seedplane::api::error::Problem| anyhow::anyhow!(problem.detail);
     let box_of = async |id: uuid::Uuid| -> anyhow::Result<_> {
         repository::resource(&app.pool, ResourceId(id)).await?.with_context(|| format!("there is no box {id}"))
@@ -431,6 +443,10 @@ async fn operate(app: &Beside, command: OperatorCommand) -> anyhow::Result<Strin
             let role = if support { Role::Support } else { Role::Operator };
             let id = runtime::create_operator(&app.pool, app.now(), &email, password, role).await?;
             Ok(format!("{role} {id} ({email}) can sign in"))
+        }
+        OperatorCommand::ResetSecondFactor { email, reason, operator } => {
+            let by = Who { email: operator.unwrap_or_else(|| email.clone()) };
+            commands::reset_second_factor(settings, app, &email, &reason, &by).await
         }
         OperatorCommand::Hold { resource, days, reason, operator } => {
             let cause = operator.cause(app, &reason).await?;

@@ -23,7 +23,8 @@ use sqlx::{
 use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
-    accounts, api,
+    accounts::{self, issuers::Issuer},
+    api,
     app::App,
     audit::events::{self, Cause, Event, Subject},
     billing::rules::Policy,
@@ -307,6 +308,7 @@ impl Runtime {
             )?;
             providers.insert(digitalocean::DIGITALOCEAN, Arc::new(provider));
         }
+        let issuer = settings.issuer.clone().map(Issuer::new).transpose().context("no HTTP client can be made")?;
         let (stop, stopping) = watch::channel(false);
         let app = App {
             hosts: Arc::new(Hosts::new(pool.clone())),
@@ -316,6 +318,7 @@ impl Runtime {
             gateway,
             secrets,
             mailer,
+            issuer: issuer.map(Arc::new),
             policy: Arc::new(Policy::default()),
             public_url: settings.public_url.as_str().into(),
             trial,

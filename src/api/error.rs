@@ -11,7 +11,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use utoipa::ToSchema;
 
 use crate::{
-    accounts::{AccountError, TokenError},
+    accounts::{AccountError, Scope, TokenError, issuers::IssuerError},
     orders::OrderError,
     seedbox::lifecycle::TransitionError,
 };
@@ -89,6 +89,37 @@ impl Problem {
         Self::new(status, kind, detail)
     }
 
+    /// What is asked for is for sessions alone.
+    pub fn session_needed() -> Self {
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "session-needed",
+            "this takes a session: sign in with your password. Neither an API token, whatever its scopes, nor another issuer's token \
+             can do it. Nothing was changed",
+        )
+    }
+
+    /// Somebody who reads or acts as an operator has proved too little.
+    pub fn second_factor_required() -> Self {
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "second-factor-required",
+            "operators and support need a second factor here; nothing was done. Set one up with POST /api/auth/totp and \
+             POST /api/auth/totp/confirm, and sign in with a code of it; an API token is good here if it is made in such a session",
+        )
+    }
+
+    /// The token is not for this.
+    pub fn scope_missing(one_of: &[Scope]) -> Self {
+        let names: Vec<String> = one_of.iter().map(|scope| format!("`{scope}`")).collect();
+        let detail = format!(
+            "this API token lacks the scope {}, which this needs; nothing was done. Make a token that has it, with a session or \
+             a token that has it",
+            names.join(" or ")
+        );
+        Self::new(StatusCode::FORBIDDEN, "scope-missing", detail)
+    }
+
     /// Nobody is signed in.
     pub fn unauthorized() -> Self {
         Self::new(
@@ -159,11 +190,36 @@ impl From<AccountError> for Problem {
             AccountError::EmailTaken => Self::new(StatusCode::CONFLICT, "email-taken", detail),
             AccountError::BadEmail | AccountError::BadPassword => Self::bad_input(detail),
             AccountError::BadCredentials => Self::new(StatusCode::UNAUTHORIZED, "bad-credentials", detail),
+            AccountError::WrongPassword => Self::new(StatusCode::FORBIDDEN, "wrong-password", detail),
+            AccountError::NoPassword => Self::new(StatusCode::CONFLICT, "no-password", detail),
+            AccountError::SecondFactorNeeded => Self::new(StatusCode::UNAUTHORIZED, "second-factor-needed", detail),
+            AccountError::BadCode => Self::new(StatusCode::UNAUTHORIZED, "wrong-code", detail),
+            AccountError::WrongCode => Self::new(StatusCode::FORBIDDEN, "wrong-code", detail),
+            AccountError::SecondFactorOn => Self::new(StatusCode::CONFLICT, "second-factor-on", detail),
+            AccountError::SecondFactorOff => Self::new(StatusCode::CONFLICT, "second-factor-off", detail),
+            AccountError::ResetClosed => Self::new(StatusCode::GONE, "link-closed", detail),
+            AccountError::TooManyResets { retry_after } => Self {
+                retry_after: Some(retry_after),
+                ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too-many-resets", detail)
+            },
             AccountError::TooManyTries { retry_after } => Self {
                 retry_after: Some(retry_after),
                 ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too-many-tries", detail)
             },
             AccountError::Database(error) => error.into(),
+            AccountError::Secrets(error) => error.into(),
+        }
+    }
+}
+
+impl From<IssuerError> for Problem {
+    fn from(error: IssuerError) -> Self {
+        let detail = error.to_string();
+        match error {
+            IssuerError::Refused(_) => Self::new(StatusCode::UNAUTHORIZED, "unauthorized", detail),
+            IssuerError::EmailOfAnother => Self::new(StatusCode::FORBIDDEN, "email-of-another-account", detail),
+            IssuerError::Unavailable => Self::new(StatusCode::SERVICE_UNAVAILABLE, "issuer-unavailable", detail),
+            IssuerError::Database(error) => error.into(),
         }
     }
 }

@@ -26,6 +26,9 @@ pub mod templates;
 /// holds what opens it.
 pub const CREDENTIALS_LINK: &str = "{{credentials link}}";
 
+/// The same for the link with which a forgotten password is replaced.
+pub const RESET_LINK: &str = "{{reset link}}";
+
 /// After so many refusals of one mail an operator is told; it goes on being tried, seldom.
 const UNDELIVERABLE_AFTER: i32 = 8;
 
@@ -224,7 +227,7 @@ async fn send_next(pool: &PgPool, mailer: &dyn Mailer, public_url: &str, clock: 
            where m.user_id = u.id and m.id = (
                select id from mail_outbox where handed_at is null and next_try_at <= $1
                order by next_try_at limit 1 for update skip locked)
-           returning m.id, m.subject, m.body, m.user_id, m.notice_id, m.tries, u.email,
+           returning m.id, m.subject, m.body, m.user_id, m.notice_id, m.tries, m.created_at as "created_at: Time", u.email,
                (select resource_id from notices n where n.id = m.notice_id) as resource_id"#,
         at,
         Time(at.0 + CLAIM),
@@ -247,6 +250,10 @@ async fn send_next(pool: &PgPool, mailer: &dyn Mailer, public_url: &str, clock: 
         .execute(pool)
         .await?;
         body = body.replace(CREDENTIALS_LINK, &format!("{public_url}/link/{}", token.expose_secret()));
+    }
+    if body.contains(RESET_LINK) {
+        let token = accounts::open_reset(pool, mail.user_id, mail.created_at, at).await?;
+        body = body.replace(RESET_LINK, &format!("{public_url}/reset/{}", token.expose_secret()));
     }
     let sent = tokio::time::timeout(
         SENDING_TAKES_AT_MOST,

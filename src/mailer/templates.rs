@@ -11,6 +11,7 @@ use crate::{
     seedbox::{Plan, Resource, SuspendReason},
 };
 
+pub mod accounts;
 pub mod byos;
 
 /// `3 February 2027, 14:05 UTC`.

@@ -1,9 +1,9 @@
-//! Signing up, in and out.
+//! Signing up, in and out, and a new password by mail.
 
 use askama::Template;
 use axum::{
     extract::{Query, State},
-    http::header,
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Redirect, Response},
 };
 use secrecy::SecretString;
@@ -15,10 +15,10 @@ use super::{
 };
 use crate::{
     accounts::{self, Role},
-    api::error::Problem,
+    api::error::{Id, Problem},
     app::App,
     audit::events::{Actor, Cause},
-    auth::ClientAddress,
+    auth::{ClientAddress, RequestId, user_agent},
     ids::UserId,
 };
 
@@ -30,6 +30,8 @@ struct SignInPage {
     new: bool,
     next: String,
     email: String,
+    /// Whether a code is asked for, too.
+    asks_for_code: bool,
     said: Option<Said>,
 }
 
@@ -45,17 +47,26 @@ pub(super) struct SignIn {
     email: String,
     #[serde(deserialize_with = "secret")]
     password: SecretString,
+    /// Of the second factor, where there is one.
+    #[serde(default, deserialize_with = "given_secret")]
+    code: Option<SecretString>,
     next: Option<String>,
 }
 
-fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SecretString, D::Error> {
+fn given_secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SecretString>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    Ok(Some(text.trim().to_owned()).filter(|text| !text.is_empty()).map(SecretString::from))
+}
+
+/// Text that nothing prints.
+pub(super) fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SecretString, D::Error> {
     String::deserialize(deserializer).map(SecretString::from)
 }
 
 fn sign_in_page(app: &App, new: bool, next: &str, email: &str, said: Option<Said>) -> SignInPage {
     let (title, section) = if new { ("Make an account", "sign-up") } else { ("Sign in", "sign-in") };
     let shell = Shell::new(app, None, title, section);
-    SignInPage { shell, new, next: next.to_owned(), email: email.to_owned(), said }
+    SignInPage { shell, new, next: next.to_owned(), email: email.to_owned(), asks_for_code: false, said }
 }
 
 /// `GET /sign-in`
@@ -88,22 +99,24 @@ pub(super) async fn ask_sign_up(
 pub(super) async fn sign_in(
     State(app): State<App>,
     from: ClientAddress,
+    headers: HeaderMap,
     Fields(form): Fields<SignIn>,
 ) -> Result<Response, Problem> {
-    enter(&app, &from, form, false).await
+    enter(&app, &from, &headers, form, false).await
 }
 
 /// `POST /sign-up`
 pub(super) async fn sign_up(
     State(app): State<App>,
     from: ClientAddress,
+    headers: HeaderMap,
     Fields(form): Fields<SignIn>,
 ) -> Result<Response, Problem> {
     let cause = |id| Cause { actor: Actor::User(id), reason: String::new(), request_id: None };
     let (id, password) = (UserId::new(), form.password.clone());
     match accounts::sign_up(&app.pool, id, &form.email, password, Role::Customer, app.now(), cause).await {
         // Sent twice, or already there: whoever has the password may come in.
-        Ok(_) | Err(accounts::AccountError::EmailTaken) => enter(&app, &from, form, true).await,
+        Ok(_) | Err(accounts::AccountError::EmailTaken) => enter(&app, &from, &headers, form, true).await,
         Err(error) => {
             let problem = Problem::from(error);
             let next = safe_next(form.next.as_deref());
@@ -113,25 +126,125 @@ pub(super) async fn sign_up(
     }
 }
 
-async fn enter(app: &App, from: &ClientAddress, form: SignIn, new: bool) -> Result<Response, Problem> {
+async fn enter(
+    app: &App,
+    from: &ClientAddress,
+    headers: &HeaderMap,
+    form: SignIn,
+    new: bool,
+) -> Result<Response, Problem> {
     let next = safe_next(form.next.as_deref());
-    match accounts::sign_in(&app.pool, &form.email, form.password, &from.0, app.now()).await {
-        Ok((_, token)) => {
-            Ok(([(header::SET_COOKIE, session_cookie(app, Some(&token)))], Redirect::to(next)).into_response())
+    let sign_in = accounts::SignIn {
+        email: &form.email,
+        password: form.password,
+        code: form.code,
+        from: &from.0,
+        user_agent: user_agent(headers),
+    };
+    match accounts::sign_in(app, sign_in).await {
+        Ok(opened) => {
+            Ok(([(header::SET_COOKIE, session_cookie(app, Some(&opened.token)))], Redirect::to(next)).into_response())
         }
         Err(error) => {
             let taken = new && matches!(error, accounts::AccountError::BadCredentials);
+            let asks_for_code =
+                matches!(error, accounts::AccountError::SecondFactorNeeded | accounts::AccountError::BadCode);
             let problem = if taken { accounts::AccountError::EmailTaken.into() } else { Problem::from(error) };
             let said = Some(Said::refused(&problem));
-            page_with(status_of(&problem), &sign_in_page(app, new && !taken, next, &form.email, said))
+            let new = new && !taken && !asks_for_code;
+            let shown = SignInPage { asks_for_code, ..sign_in_page(app, new, next, &form.email, said) };
+            page_with(status_of(&problem), &shown)
+        }
+    }
+}
+
+/// Where a new password by mail stands.
+enum Reset {
+    /// Who asks?
+    Ask,
+    /// A mail may be on its way.
+    Sent,
+    /// The link is good.
+    Choose,
+    /// It is set.
+    Done,
+    /// The link is not good.
+    Closed,
+}
+
+#[derive(Template)]
+#[template(path = "reset.html")]
+struct ResetPage {
+    shell: Shell,
+    said: Option<Said>,
+    stage: Reset,
+}
+
+fn reset_page(app: &App, stage: Reset, said: Option<Said>) -> ResetPage {
+    ResetPage { shell: Shell::new(app, None, "A new password", "sign-in"), said, stage }
+}
+
+/// `GET /forgot-password`
+pub(super) async fn ask_reset(State(app): State<App>) -> Result<Response, Problem> {
+    page(&reset_page(&app, Reset::Ask, None))
+}
+
+/// Whose password.
+#[derive(Deserialize)]
+pub(super) struct Forgotten {
+    email: String,
+}
+
+/// `POST /forgot-password`
+pub(super) async fn request_reset(
+    State(app): State<App>,
+    from: ClientAddress,
+    Fields(form): Fields<Forgotten>,
+) -> Result<Response, Problem> {
+    match accounts::request_reset(&app, &form.email, &from.0, app.now()).await {
+        Ok(()) => page(&reset_page(&app, Reset::Sent, None)),
+        Err(error) => {
+            let problem = Problem::from(error);
+            page_with(status_of(&problem), &reset_page(&app, Reset::Ask, Some(Said::refused(&problem))))
+        }
+    }
+}
+
+/// `GET /reset/{token}`: looking changes nothing, as mail scanners look, too.
+pub(super) async fn ask_new_password(State(app): State<App>, Id(token): Id<String>) -> Result<Response, Problem> {
+    match accounts::reset_is_open(&app.pool, &token, app.now()).await? {
+        true => page(&reset_page(&app, Reset::Choose, None)),
+        false => page_with(StatusCode::GONE, &reset_page(&app, Reset::Closed, None)),
+    }
+}
+
+/// The new password.
+#[derive(Deserialize)]
+pub(super) struct Chosen {
+    #[serde(deserialize_with = "secret")]
+    new: SecretString,
+}
+
+/// `POST /reset/{token}`
+pub(super) async fn complete_reset(
+    State(app): State<App>,
+    RequestId(request_id): RequestId,
+    Id(token): Id<String>,
+    Fields(form): Fields<Chosen>,
+) -> Result<Response, Problem> {
+    match accounts::complete_reset(&app, &token, form.new, request_id).await {
+        Ok(()) => page(&reset_page(&app, Reset::Done, None)),
+        Err(accounts::AccountError::ResetClosed) => page_with(StatusCode::GONE, &reset_page(&app, Reset::Closed, None)),
+        Err(error) => {
+            let problem = Problem::from(error);
+            page_with(status_of(&problem), &reset_page(&app, Reset::Choose, Some(Said::refused(&problem))))
         }
     }
 }
 
 /// `POST /sign-out`
 pub(super) async fn sign_out(State(app): State<App>, SignedIn(person): SignedIn) -> Result<Response, Problem> {
-    let principal = person.customer.principal;
-    let cause = person.customer.cause();
-    accounts::revoke(&app.pool, principal.user_id, principal.credential_id, app.now(), &cause).await?;
+    let (user, session) = (person.customer.principal.user_id, person.customer.session()?);
+    accounts::revoke(&app.pool, user, session, app.now(), &person.customer.cause()).await?;
     Ok(([(header::SET_COOKIE, session_cookie(&app, None))], Redirect::to("/")).into_response())
 }

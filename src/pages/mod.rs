@@ -32,6 +32,7 @@ mod operator;
 mod orders;
 mod public;
 mod servers;
+mod settings;
 mod show;
 mod topups;
 mod visitor;
@@ -40,10 +41,10 @@ mod visitor;
 ///
 /// | pages | who |
 /// |---|---|
-/// | `/`, `/plans`, `/terms`, `/privacy`, `/dmca`, `/sign-up`, `/sign-in`, `/assets/*`, `/brand*` | everybody |
+/// | `/`, `/plans`, `/terms`, `/privacy`, `/dmca`, `/sign-up`, `/sign-in`, `/forgot-password`, `/assets/*`, `/brand*` | everybody |
 /// | `/seedbox/*` | a signed-in person, for their own things; others' are 404 |
 /// | `/operator/*` | operators; support reads; 404 for others |
-/// | `/link/{token}` | whoever has the link, once |
+/// | `/link/{token}`, `/reset/{token}` | whoever has the link, once |
 /// | `/byos/install.sh`, `/byos/gate` | everybody |
 /// | `/trial/inbox` | everybody, in the trial only |
 fn pages(trial: bool) -> Pages {
@@ -58,6 +59,19 @@ fn pages(trial: bool) -> Pages {
         .get("/sign-in", accounts::ask_sign_in)
         .post("/sign-in", accounts::sign_in)
         .post("/sign-out", accounts::sign_out)
+        .get("/forgot-password", accounts::ask_reset)
+        .post("/forgot-password", accounts::request_reset)
+        .get("/reset/{token}", accounts::ask_new_password)
+        .post("/reset/{token}", accounts::complete_reset)
+        .get("/seedbox/account", settings::show)
+        .post("/seedbox/account/password", settings::change_password)
+        .post("/seedbox/account/sessions/{id}/end", settings::end_session)
+        .post("/seedbox/account/sessions/end-others", settings::end_other_sessions)
+        .post("/seedbox/account/tokens", settings::create_token)
+        .post("/seedbox/account/tokens/{id}/revoke", settings::revoke_token)
+        .post("/seedbox/account/second-factor", settings::begin_factor)
+        .post("/seedbox/account/second-factor/confirm", settings::confirm_factor)
+        .post("/seedbox/account/second-factor/remove", settings::remove_factor)
         .get("/seedbox", boxes::home)
         .get("/seedbox/live", boxes::home_live)
         .get("/seedbox/boxes/{id}", boxes::show)

@@ -12,7 +12,7 @@ use crate::{
     accounts::{self, SESSION_LIFETIME},
     api::error::Problem,
     app::App,
-    auth::{Customer, Operator, request_id},
+    auth::{Customer, Operator, proved_enough, request_id},
 };
 
 /// The cookie of a session. The prefix `__Host-` keeps it from every other host and path, and needs https.
@@ -71,7 +71,9 @@ impl Person {
 /// Those of the database.
 pub(super) async fn find(app: &App, headers: &HeaderMap) -> Result<Option<Person>, Problem> {
     let Some(token) = token_of(app, headers) else { return Ok(None) };
-    let Some(principal) = accounts::authenticate(&app.pool, token, app.now()).await? else { return Ok(None) };
+    let principal = accounts::authenticate(&app.pool, token, app.now()).await?;
+    // An API token is none: pages ask for no scopes.
+    let Some(principal) = principal.filter(|principal| principal.session().is_some()) else { return Ok(None) };
     let Some(email) = accounts::email_of(&app.pool, principal.user_id).await? else { return Ok(None) };
     Ok(Some(Person { customer: Customer { principal, request_id: request_id(headers) }, email }))
 }
@@ -121,6 +123,9 @@ where
         let SignedIn(person) = SignedIn::from_request_parts(parts, state).await?;
         if !person.reads_as_operator() {
             return Err(Problem::not_found("page").into_response());
+        }
+        if proved_enough(&App::from_ref(state), &person.customer.principal).is_err() {
+            return Err(Redirect::to("/seedbox/account?done=factor-needed").into_response());
         }
         Ok(Self(person))
     }

@@ -47,6 +47,13 @@ pub async fn move_all(pool: &PgPool, from: &dyn SecretStore, to: &dyn SecretStor
     )
     .execute(&mut *tx)
     .await?;
+    let second_factors = sqlx::query!(
+        "update second_factors set secret_ref = $2 || substr(secret_ref, length($1) + 1) where secret_ref like $1 || '%'",
+        old,
+        new,
+    )
+    .execute(&mut *tx)
+    .await?;
     tx.commit().await?;
     for path in &paths {
         // Seen there once more before it is destroyed here.
@@ -57,7 +64,10 @@ pub async fn move_all(pool: &PgPool, from: &dyn SecretStore, to: &dyn SecretStor
         );
         from.delete(path).await?;
     }
-    Ok(Moved { secrets: paths.len(), references: resources.rows_affected() + connections.rows_affected() })
+    Ok(Moved {
+        secrets: paths.len(),
+        references: resources.rows_affected() + connections.rows_affected() + second_factors.rows_affected(),
+    })
 }
 
 async fn copy(pool: &PgPool, from: &dyn SecretStore, to: &dyn SecretStore, path: &SecretPath) -> anyhow::Result<()> {
@@ -70,7 +80,8 @@ async fn copy(pool: &PgPool, from: &dyn SecretStore, to: &dyn SecretStore, path:
     let in_use = async |store: &dyn SecretStore| {
         sqlx::query_scalar!(
             r#"select (exists (select from seedbox_resources where secret_ref = $1)
-                   or exists (select from byos_connections where secret_ref = $1 or next_secret_ref = $1)) as "used!""#,
+                   or exists (select from byos_connections where secret_ref = $1 or next_secret_ref = $1)
+                   or exists (select from second_factors where secret_ref = $1)) as "used!""#,
             store.reference(path)
         )
         .fetch_one(pool)

@@ -10,6 +10,7 @@ use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 use tokio::sync::watch;
+use uuid::Uuid;
 
 use crate::{
     accounts, alerts,
@@ -172,6 +173,9 @@ tasks! {
             again(&app, Job::SendMail(None), Duration::ZERO).await?;
         }
         Ok(())
+    };
+    AnswerReset = "answer_reset" { request_id: Uuid } |app, task| async move {
+        Ok(accounts::answer_reset(&app, task.request_id).await?)
     };
     ProbeConnections = "probe_connections" {} |app, _task| async move { byos_connector::round(&app).await };
     ProbeConnection = "probe_connection" { connection_id: ConnectionId } |app, task| async move {

@@ -6,6 +6,7 @@
 mod support;
 
 mod access;
+mod accounts;
 mod audit;
 mod billing;
 mod browser;
@@ -17,6 +18,7 @@ mod crash;
 mod digitalocean;
 mod drift;
 mod http;
+mod issuers;
 mod lapses;
 mod lifecycle;
 mod operator_money;
@@ -27,6 +29,8 @@ mod provider_contract;
 mod providers;
 mod scale;
 mod schema;
+mod scopes;
+mod second_factor;
 mod secrets;
 mod seedbox_orders;
 mod story;

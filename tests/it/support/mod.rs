@@ -13,7 +13,7 @@ use jiff::SignedDuration;
 use reqwest::{Method, StatusCode};
 use secrecy::{ExposeSecret, SecretString};
 use seedplane::{
-    accounts::{self, Role},
+    accounts::{self, NewApiToken, Role, Scopes},
     app::App,
     audit::events::Cause,
     billing::rules::Policy,
@@ -242,6 +242,7 @@ impl World {
             gateway: Arc::new(gateway),
             secrets,
             mailer: Arc::new(InboxMailer::new(self.folder.join("inbox")).unwrap()),
+            issuer: None,
             policy: Arc::new(Policy::default()),
             public_url: base.as_str().into(),
             trial: true,
@@ -351,10 +352,11 @@ impl TestApp {
             .await
             .unwrap();
         // A session would end when the clock is moved by weeks.
-        let (_, token) =
-            accounts::create_api_token(&self.app.pool, Uuid::now_v7(), id, "test", None, now, &Cause::system())
-                .await
-                .unwrap();
+        let (id_of_token, scopes) = (Uuid::now_v7(), Scopes::of_role(role));
+        // As if it were made in a session with a second factor, which operators need outside the trial.
+        let second_factor = true;
+        let new = NewApiToken { id: id_of_token, user: id, name: "test", expires_at: None, scopes, second_factor };
+        let (_, token) = accounts::create_api_token(&self.app.pool, new, now, &Cause::system()).await.unwrap();
         Person { id, token: token.expose_secret().to_owned() }
     }
 
