@@ -28,7 +28,8 @@ async fn an_operator_sees_what_needs_a_person_and_does_it() {
     let resource = trial.until(&buyer, boxes, |boxes| boxes[0]["status"] == "active").await[0].clone();
     let id = resource["id"].as_str().unwrap();
     trial.pay(&buyer, 1000, "short").await;
-    let short = trial.call(Some(&buyer), Method::GET, "/api/billing/topups", None).await[0].clone();
+    let seen = trial.until(&buyer, "/api/billing/topups", |topups| topups[0]["status"] == "detected").await;
+    let short = seen[0].clone();
     trial.press(&short, "never").await;
 
     let mut operator = Browser::open(&trial.base, "operator").await;
