@@ -80,9 +80,11 @@ pub async fn run(options: Options, flags: &Flags) -> anyhow::Result<ExitCode> {
         Some(Ok(())) => {
             story.say(&format!("\nDone in {:.1} s. Every step above was checked.", started.elapsed().as_secs_f32()));
             if stay {
+                let (buyer, operator) = story.links().await?;
                 story.say(&format!(
-                    "\nIt is still running. Look at:\n  {0}/trial/inbox   every mail it sent\n  {0}/docs          the API, to read and to try\n\
-                     \nCtrl-C stops it and removes {1}.",
+                    "\nIt is still running. Open:\n  {buyer}\n    the buyer, with a box that runs and the history of one that ended\n  \
+                     {operator}\n    the operator\n  {0}/trial/inbox\n    every mail it sent\n  {0}/docs\n    the API, to read and to try\n\
+                     \nEach of the first two signs you in once. Ctrl-C stops it and removes {1}.",
                     story.base,
                     folder.display()
                 ));
@@ -162,6 +164,8 @@ struct Story {
     secrets: Option<std::fs::File>,
     step: Instant,
     steps: u32,
+    /// E-mail address and password of everybody in the story, for the links at its end.
+    people: Vec<(&'static str, String)>,
 }
 
 /// Long enough for a busy machine; nothing in the story takes a tenth of it.
@@ -189,7 +193,18 @@ impl Story {
             .spawn()?;
         let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(30)).build()?;
         let base = format!("http://127.0.0.1:{port}");
-        Ok(Self { http, base, folder: folder.to_owned(), server, spinner, token: None, secrets, step, steps: 0 })
+        Ok(Self {
+            http,
+            base,
+            folder: folder.to_owned(),
+            server,
+            spinner,
+            token: None,
+            secrets,
+            step,
+            steps: 0,
+            people: Vec::new(),
+        })
     }
 
     async fn started(&mut self) -> anyhow::Result<()> {
@@ -349,6 +364,7 @@ impl Story {
         let session = self.post("/api/auth/sign-up", json!({ "email": email, "password": password })).await?;
         self.token = session["token"].as_str().map(str::to_owned);
         self.note("sign-in password", &password)?;
+        self.people.push((email, password.clone()));
         self.note("session token", text(&session["token"]))?;
         // A session ends after two weeks, and the story goes on for months: an API token does not.
         let token = self.post("/api/auth/tokens", json!({ "name": "demo" })).await?;
@@ -632,6 +648,7 @@ impl Story {
         let operator = "operator@example.org";
         let password = hex::encode(rand::random::<[u8; 12]>());
         self.note("operator password", &password)?;
+        self.people.push((operator, password.clone()));
         self.end().await;
         let data = self.folder.join("data");
         let mut create = ourselves()?
@@ -683,5 +700,28 @@ impl Story {
         );
         self.token = customer;
         Ok(())
+    }
+
+    /// Gives the buyer a box that runs, and makes a link for the buyer and for the operator that signs them in once.
+    async fn links(&mut self) -> anyhow::Result<(String, String)> {
+        self.spinner.set_message("getting the pages ready to look at");
+        let plans = self.get("/api/seedbox/plans").await?;
+        let order = self.post("/api/seedbox/orders", json!({ "plan_id": plans[0]["id"] })).await?;
+        let missing = order["missing_cents"].as_i64().unwrap_or_default();
+        if missing > 0 {
+            let topup = self.post("/api/billing/topups", json!({ "amount_cents": missing + 1000 })).await?;
+            self.pay(&topup, "exact").await?;
+        }
+        let path = format!("/api/seedbox/orders/{}", text(&order["id"]));
+        self.until("the box of the pages runs", &path, |order| order["status"] == "fulfilled").await?;
+        let mut links = Vec::new();
+        for (email, password) in self.people.clone() {
+            let session = self.post("/api/auth/sign-in", json!({ "email": email, "password": password })).await?;
+            self.token = session["token"].as_str().map(str::to_owned);
+            let link = self.post("/api/trial/sign-in-links", json!({})).await?;
+            links.push(text(&link["url"]).to_owned());
+        }
+        let [buyer, .., operator] = links.as_slice() else { bail!("the story has a buyer and an operator") };
+        Ok((buyer.clone(), operator.clone()))
     }
 }

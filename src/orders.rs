@@ -146,7 +146,8 @@ pub async fn place(
     let placed = sqlx::query!(
         "insert into seedbox_orders (id, user_id, plan_id, price_cents, created_at, expires_at)
          select $1, $2, $3, $4, $5, $6
-         where (select count(*) from seedbox_orders where user_id = $2 and status = 'awaiting_payment') < $7",
+         where (select count(*) from seedbox_orders where user_id = $2 and status = 'awaiting_payment') < $7
+         on conflict (id) do nothing",
         id.0,
         user.0,
         plan.id.0,
@@ -158,7 +159,9 @@ pub async fn place(
     .execute(&mut *tx)
     .await?;
     if placed.rows_affected() == 0 {
-        return Err(OrderError::TooMany);
+        drop(tx);
+        // The same order sent twice at once: the other one has placed it.
+        return order_of(pool, user, id).await?.ok_or(OrderError::TooMany);
     }
     let after = Some(
         json!({ "status": "awaiting_payment", "plan_id": plan.id, "price_cents": plan.price_cents, "user_id": user }),

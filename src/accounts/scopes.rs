@@ -91,7 +91,7 @@ pub enum Needed {
 pub fn needed(method: &Method, path: &str) -> Option<Needed> {
     let under = |start: &str| path.strip_prefix(start).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
     let reads = matches!(*method, Method::GET | Method::HEAD);
-    if !reads && (under("/api/auth/password") || under("/api/auth/totp")) {
+    if !reads && (under("/api/auth/password") || under("/api/auth/totp") || under("/api/trial/sign-in-links")) {
         return Some(Needed::Session);
     }
     let scopes: &'static [Scope] = if under("/api/operator") {

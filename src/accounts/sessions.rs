@@ -141,6 +141,70 @@ pub async fn sign_in(app: &App, sign_in: SignIn<'_>) -> Result<Opened, AccountEr
     Ok(Opened { session, user, token, expires_at, second_factor })
 }
 
+/// How long a link that signs somebody in is good.
+const SIGN_IN_LINK_LIFETIME: SignedDuration = SignedDuration::from_hours(1);
+
+/// Makes the token of a link that signs its owner in, once. The trial alone has such links.
+///
+/// # Errors
+/// Those of the database.
+pub async fn make_sign_in_link(pool: &PgPool, user: UserId, at: Time) -> sqlx::Result<SecretString> {
+    let (token, hash) = new_token("spe");
+    sqlx::query!(
+        "insert into one_time_links (token_hash, user_id, purpose, created_at, expires_at) values ($1, $2, 'sign_in', $3, $4)",
+        &hash,
+        user.0,
+        at,
+        Time(at.0 + SIGN_IN_LINK_LIFETIME),
+    )
+    .execute(pool)
+    .await?;
+    Ok(token)
+}
+
+/// Opens a session by such a link, without a second factor. `None` if it was used, is too old or never was one.
+///
+/// # Errors
+/// Those of the database.
+pub async fn sign_in_by_link(
+    pool: &PgPool,
+    link: &str,
+    from: &str,
+    user_agent: Option<&str>,
+    at: Time,
+) -> sqlx::Result<Option<SecretString>> {
+    let mut tx = pool.begin().await?;
+    let user = sqlx::query_scalar!(
+        r#"update one_time_links set used_at = $2
+           where token_hash = $1 and used_at is null and expires_at > $2 and purpose = 'sign_in'
+           returning user_id as "user_id: UserId""#,
+        &hash_token(link),
+        at,
+    )
+    .fetch_optional(&mut *tx)
+    .await?;
+    let Some(user) = user else { return Ok(None) };
+    let (token, token_hash) = new_token("sps");
+    sqlx::query!(
+        "insert into sessions (id, user_id, token_hash, created_at, expires_at, user_agent, address, last_used_at, second_factor)
+         values ($1, $2, $3, $4, $5, $6, $7, $4, false)",
+        Uuid::now_v7(),
+        user.0,
+        &token_hash,
+        at,
+        Time(at.0 + SESSION_LIFETIME),
+        user_agent.map(shown_user_agent),
+        from,
+    )
+    .execute(&mut *tx)
+    .await?;
+    let cause = Cause { actor: events::Actor::User(user), reason: "one-time link".to_owned(), request_id: None };
+    let event = Event { subject: Subject::User(user), action: "user.signed_in", before: None, after: None };
+    events::record_in(&mut tx, at, &cause, event).await?;
+    tx.commit().await?;
+    Ok(Some(token))
+}
+
 /// A user agent as it is kept: one line of at most 200 characters.
 fn shown_user_agent(sent: &str) -> String {
     sent.chars().filter(|character| !character.is_control()).take(200).collect()

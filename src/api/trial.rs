@@ -1,7 +1,12 @@
-//! The trial's own routes: a clock that can be moved forward. They exist in the trial only.
+//! The trial's own routes: a clock that can be moved forward, links that sign in. They exist in the trial only.
 
-use axum::{Json, extract::State};
+use axum::{
+    Json,
+    extract::State,
+    http::{HeaderName, StatusCode, header},
+};
 use jiff::SignedDuration;
+use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 use utoipa::ToSchema;
@@ -9,13 +14,15 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::error::{Body, Problem};
 use crate::{
+    accounts,
     app::App,
+    auth::Customer,
     clock::{Clock, Time},
     workers,
 };
 
 pub(crate) fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(show_clock, advance_clock))
+    OpenApiRouter::new().routes(routes!(show_clock, advance_clock)).routes(routes!(make_sign_in_link))
 }
 
 /// The trial's clock.
@@ -63,6 +70,26 @@ async fn advance_clock(State(app): State<App>, Body(body): Body<Advance>) -> Res
     app.clock.set_offset(SignedDuration::from_micros(offset));
     workers::tick(&app).await?;
     Ok(view(&app))
+}
+
+/// A link that signs its owner in, once.
+#[derive(Serialize, ToSchema)]
+struct SignInLink {
+    /// Good for an hour, and for one browser.
+    url: String,
+}
+
+/// Make a link that signs you in on the pages, once.
+#[utoipa::path(post, path = "/api/trial/sign-in-links", tag = "trial",
+    responses((status = 201, body = SignInLink), (status = 401, body = Problem), (status = 403, body = Problem)))]
+async fn make_sign_in_link(
+    State(app): State<App>,
+    customer: Customer,
+) -> Result<(StatusCode, [(HeaderName, &'static str); 1], Json<SignInLink>), Problem> {
+    customer.session()?;
+    let token = accounts::make_sign_in_link(&app.pool, customer.principal.user_id, app.now()).await?;
+    let url = format!("{}/trial/enter/{}", app.public_url, token.expose_secret());
+    Ok((StatusCode::CREATED, [(header::CACHE_CONTROL, "no-store")], Json(SignInLink { url })))
 }
 
 /// Reads how far the trial's clock was moved: at start, and now and then in case another copy moved it.

@@ -242,6 +242,36 @@ pub(super) async fn complete_reset(
     }
 }
 
+#[derive(Template)]
+#[template(path = "enter.html")]
+struct EnterPage {
+    shell: Shell,
+    closed: bool,
+}
+
+/// `GET /trial/enter/{token}`: a link signs nobody in by itself.
+pub(super) async fn ask_enter(State(app): State<App>, Id(_token): Id<String>) -> Result<Response, Problem> {
+    page(&EnterPage { shell: Shell::new(&app, None, "Come in", "sign-in"), closed: false })
+}
+
+/// `POST /trial/enter/{token}`
+pub(super) async fn enter_by_link(
+    State(app): State<App>,
+    from: ClientAddress,
+    headers: HeaderMap,
+    Id(token): Id<String>,
+) -> Result<Response, Problem> {
+    match accounts::sign_in_by_link(&app.pool, &token, &from.0, user_agent(&headers), app.now()).await? {
+        Some(token) => {
+            Ok(([(header::SET_COOKIE, session_cookie(&app, Some(&token)))], Redirect::to("/seedbox")).into_response())
+        }
+        None => {
+            let shell = Shell::new(&app, None, "This link does not open", "sign-in");
+            page_with(StatusCode::GONE, &EnterPage { shell, closed: true })
+        }
+    }
+}
+
 /// `POST /sign-out`
 pub(super) async fn sign_out(State(app): State<App>, SignedIn(person): SignedIn) -> Result<Response, Problem> {
     let (user, session) = (person.customer.principal.user_id, person.customer.session()?);

@@ -47,6 +47,7 @@ mod visitor;
 /// | `/link/{token}`, `/reset/{token}` | whoever has the link, once |
 /// | `/byos/install.sh`, `/byos/gate` | everybody |
 /// | `/trial/inbox` | everybody, in the trial only |
+/// | `/trial/enter/{token}` | whoever has the link, once, in the trial only |
 fn pages(trial: bool) -> Pages {
     let pages = Pages::default()
         .get("/", public::start)
@@ -134,7 +135,13 @@ fn pages(trial: bool) -> Pages {
         .get("/brand-logo", assets::brand_logo)
         .get(onboarding::INSTALLER_PATH, async || script(gate::install_script()))
         .get("/byos/gate", async || script(gate::GATE));
-    if trial { pages.get("/trial/inbox", links::inbox) } else { pages }
+    if !trial {
+        return pages;
+    }
+    pages
+        .get("/trial/inbox", links::inbox)
+        .get("/trial/enter/{token}", accounts::ask_enter)
+        .post("/trial/enter/{token}", accounts::enter_by_link)
 }
 
 /// The routes of the pages.

@@ -22,6 +22,7 @@ mod issuers;
 mod lapses;
 mod lifecycle;
 mod operator_money;
+mod pages;
 mod payments;
 mod payments_gateway;
 mod plan_changes;

@@ -19,6 +19,7 @@ fn expected(method: &Method, path: &str) -> Option<&'static [&'static str]> {
         ("/api/byos/", &["read", "servers"], &["servers"]),
         ("/api/operator/", &["operator"], &["operator"]),
         ("/api/seedbox/", &["read", "boxes"], &["boxes"]),
+        ("/api/trial/sign-in-links", &[], &[]),
     ];
     let (_, read, write) = area.iter().find(|(start, ..)| path.starts_with(start))?;
     Some(if reads { read } else { write })
