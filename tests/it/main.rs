@@ -15,6 +15,7 @@ mod crash;
 mod digitalocean;
 mod drift;
 mod http;
+mod killed;
 mod lapses;
 mod lifecycle;
 mod operator_money;

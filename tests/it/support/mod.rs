@@ -216,38 +216,9 @@ impl World {
 
     /// Starts a copy, with workers or without, after a look at the provider.
     pub async fn start(&self, work: bool) -> TestApp {
-        let options = runtime::allow_application_login(&self.url).await.unwrap();
-        let pool = runtime::application_pool(options, 12).await.unwrap();
-        let gateway = CoinPayPortal::new(Settings::new(
-            self.gateway_url(),
-            SecretString::from(format!("cp_live_{}", "a".repeat(32))),
-            self.business_id,
-            SecretString::from(self.webhook_secret.clone()),
-        ))
-        .unwrap();
-        let mut providers: BTreeMap<&'static str, Arc<dyn ProvisioningProvider>> = BTreeMap::new();
-        providers.insert("memory", Arc::new(self.provider.clone()));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
-        let secrets: Arc<dyn SecretStore> = Arc::new(Keystore::open(self.folder.join("keystore")).unwrap());
-        if let Some(provider) = self.digitalocean(&pool, &secrets, &base) {
-            providers.insert(digitalocean::DIGITALOCEAN, provider);
-        }
-        let app = App {
-            hosts: Arc::new(Hosts::new(pool.clone())),
-            pool,
-            clock: self.clock.clone(),
-            providers: Arc::new(providers),
-            gateway: Arc::new(gateway),
-            secrets,
-            mailer: Arc::new(InboxMailer::new(self.folder.join("inbox")).unwrap()),
-            policy: Arc::new(Policy::default()),
-            public_url: base.as_str().into(),
-            trial: true,
-            allow_private_servers: true,
-            byos_source_address: None,
-            checkpoint_file: self.folder.join("checkpoints.jsonl").into(),
-        };
+        let app = self.app(&base).await;
         let (stop, _) = watch::channel(false);
         let routes = router::router(app.clone(), None);
         tokio::spawn(seedplane::listener::serve(listener, routes, std::future::pending()));
@@ -259,6 +230,50 @@ impl World {
             tokio::spawn(async move { workers::run(app, stopping).await.unwrap() });
         }
         test
+    }
+
+    /// What a copy is made of; its people and nodes come to `base`.
+    async fn app(&self, base: &str) -> App {
+        let options = runtime::allow_application_login(&self.url).await.unwrap();
+        let pool = runtime::application_pool(options, 12).await.unwrap();
+        let gateway = CoinPayPortal::new(Settings::new(
+            self.gateway_url(),
+            SecretString::from(format!("cp_live_{}", "a".repeat(32))),
+            self.business_id,
+            SecretString::from(self.webhook_secret.clone()),
+        ))
+        .unwrap();
+        let mut providers: BTreeMap<&'static str, Arc<dyn ProvisioningProvider>> = BTreeMap::new();
+        providers.insert("memory", Arc::new(self.provider.clone()));
+        let secrets: Arc<dyn SecretStore> = Arc::new(Keystore::open(self.folder.join("keystore")).unwrap());
+        if let Some(provider) = self.digitalocean(&pool, &secrets, base) {
+            providers.insert(digitalocean::DIGITALOCEAN, provider);
+        }
+        App {
+            hosts: Arc::new(Hosts::new(pool.clone())),
+            pool,
+            clock: self.clock.clone(),
+            providers: Arc::new(providers),
+            gateway: Arc::new(gateway),
+            secrets,
+            mailer: Arc::new(InboxMailer::new(self.folder.join("inbox")).unwrap()),
+            policy: Arc::new(Policy::default()),
+            public_url: base.into(),
+            trial: true,
+            allow_private_servers: true,
+            byos_source_address: None,
+            checkpoint_file: self.folder.join("checkpoints.jsonl").into(),
+        }
+    }
+
+    /// What comes after a copy that was killed: connections and a client of DigitalOcean of its own, and nothing in mind.
+    pub async fn successor(&self, dead: &App) -> App {
+        let pool = runtime::application_pool((*dead.pool.connect_options()).clone(), 4).await.unwrap();
+        let mut providers = BTreeMap::clone(&dead.providers);
+        if let Some(provider) = self.digitalocean(&pool, &dead.secrets, &dead.public_url) {
+            providers.insert(digitalocean::DIGITALOCEAN, provider);
+        }
+        App { hosts: Arc::new(Hosts::new(pool.clone())), pool, providers: Arc::new(providers), ..dead.clone() }
     }
 
     /// A connection as the owner of the tables, who may do what the application may not.
