@@ -80,7 +80,7 @@ pub fn render(data: &UserData<'_>) -> Result<String> {
         discovery: true,
         proxied: true,
     };
-    let client = qbittorrent::render(&configuration, credentials);
+    let client = qbittorrent::render(&configuration, &(*credentials).into());
     let keys = format!(
         "restrict,command=\"{} {resource_id}\" ssh-ed25519 {} seedplane-{resource_id}\n",
         gate::GATE_PATH,
