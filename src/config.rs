@@ -25,6 +25,7 @@ const NAMES: &[(&str, &str)] = &[
     ("SEEDPLANE_BYOS_ALLOW_PRIVATE", "byos-allow-private"),
     ("SEEDPLANE_BYOS_SOURCE_ADDRESS", "byos-source-address"),
     ("SEEDPLANE_NODE_DOMAIN", "node-domain"),
+    ("SEEDPLANE_SANDBOX_DROPLETS", "sandbox-droplets"),
     ("DATABASE_URL", "database-url"),
     ("COINPAYPORTAL_API_KEY", "coinpayportal-api-key"),
     ("COINPAYPORTAL_BUSINESS_ID", "coinpayportal-business-id"),
@@ -181,6 +182,8 @@ pub struct Settings {
     /// The domain under which a node with the address 203.0.113.7 is `203-0-113-7.<domain>`; reached by their addresses if not
     /// set.
     pub node_domain: Option<String>,
+    /// Sell droplets of a stand-in for DigitalOcean, which are boxes on this machine; only in a trial.
+    pub sandbox_droplets: bool,
 }
 
 /// What was given on the command line: these beat the environment and the file.
@@ -223,6 +226,9 @@ pub struct Flags {
     /// [env: SEEDPLANE_NODE_DOMAIN] [default: machines are reached by address, with a certificate of their own]
     #[arg(long, global = true, value_name = "DOMAIN")]
     pub node_domain: Option<String>,
+    /// In a trial, sell droplets of a stand-in for DigitalOcean too: boxes on this machine [env: SEEDPLANE_SANDBOX_DROPLETS]
+    #[arg(long, global = true, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
+    pub sandbox_droplets: Option<String>,
 }
 
 /// What is wrong with the settings: a sentence each.
@@ -351,6 +357,7 @@ impl Settings {
             }
         };
         let production = switch("SEEDPLANE_PRODUCTION", &flags.production).unwrap_or(false);
+        let sandbox_droplets = switch("SEEDPLANE_SANDBOX_DROPLETS", &flags.sandbox_droplets).unwrap_or(false);
         let byos_allow_private = switch("SEEDPLANE_BYOS_ALLOW_PRIVATE", &flags.byos_allow_private);
         let database_url = get("DATABASE_URL", &None).map(SecretString::from);
         if database_url.as_ref().is_some_and(|url| !url.expose_secret().starts_with("postgres")) {
@@ -397,6 +404,13 @@ impl Settings {
             problems.push(
                 "COINPAYPORTAL_* takes real money, so that SMTP_URL and MAIL_FROM are needed: the warnings before a box stops \
                  would reach nobody"
+                    .to_owned(),
+            );
+        }
+        if sandbox_droplets && (production || coinpayportal.is_some()) {
+            problems.push(
+                "SEEDPLANE_SANDBOX_DROPLETS is for a trial: with SEEDPLANE_PRODUCTION or a real gateway somebody would pay for \
+                 droplets that do not exist. DIGITALOCEAN_TOKEN sells real ones"
                     .to_owned(),
             );
         }
@@ -459,6 +473,7 @@ impl Settings {
             byos_source_address,
             digitalocean,
             node_domain,
+            sandbox_droplets,
         })
     }
 
@@ -620,6 +635,7 @@ mod tests {
             ("SMTP_URL", "smtp://us:pw@mail.seedplane.net:587", "in the clear"),
             ("SMTP_URL", "ftp://mail.seedplane.net", "not an smtp://"),
             ("SMTP_URL", "", "go together"),
+            ("SEEDPLANE_SANDBOX_DROPLETS", "true", "is for a trial"),
             ("MAIL_FROM", "nobody", "MAIL_FROM is not an e-mail address"),
         ] {
             let problems = live_but(&[(name, value)]).err().unwrap_or_else(|| panic!("{name}={value} was taken"));
@@ -678,5 +694,7 @@ mod tests {
     fn real_money_needs_real_mail() {
         let problems = live_but(&[("SEEDPLANE_PRODUCTION", ""), ("SMTP_URL", ""), ("MAIL_FROM", "")]).unwrap_err();
         assert!(problems.iter().any(|problem| problem.contains("takes real money")), "{problems:?}");
+        let problems = live_but(&[("SEEDPLANE_PRODUCTION", ""), ("SEEDPLANE_SANDBOX_DROPLETS", "true")]).unwrap_err();
+        assert!(problems.iter().any(|problem| problem.contains("droplets that do not exist")), "{problems:?}");
     }
 }

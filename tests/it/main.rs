@@ -24,6 +24,7 @@ mod payments_gateway;
 mod plan_changes;
 mod provider_contract;
 mod providers;
+mod sandbox_droplets;
 mod scale;
 mod schema;
 mod secrets;

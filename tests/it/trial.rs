@@ -33,9 +33,10 @@ pub fn said(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-struct Trial {
+/// The trial, as a process.
+pub struct Trial {
     process: Child,
-    data: PathBuf,
+    pub data: PathBuf,
     base: String,
     http: reqwest::Client,
 }
@@ -49,7 +50,7 @@ impl Trial {
         Self::start_with(data, &["--listen", listen])
     }
 
-    fn start_with(data: PathBuf, arguments: &[&str]) -> Self {
+    pub fn start_with(data: PathBuf, arguments: &[&str]) -> Self {
         let log = std::fs::File::create(data.with_extension("log")).unwrap();
         let mut process = Command::new(env!("CARGO_BIN_EXE_seedplane"))
             .arg("up")
@@ -70,11 +71,11 @@ impl Trial {
         Self { process, data, base, http: reqwest::Client::builder().no_proxy().build().unwrap() }
     }
 
-    fn log(&self) -> String {
+    pub fn log(&self) -> String {
         std::fs::read_to_string(self.data.with_extension("log")).unwrap()
     }
 
-    async fn call(&self, token: Option<&str>, method: Method, path: &str, body: Option<Value>) -> Value {
+    pub async fn call(&self, token: Option<&str>, method: Method, path: &str, body: Option<Value>) -> Value {
         let mut request = self.http.request(method.clone(), format!("{}{path}", self.base));
         if let Some(token) = token {
             request = request.bearer_auth(token);
@@ -89,7 +90,7 @@ impl Trial {
         serde_json::from_str(&text).unwrap_or(Value::String(text))
     }
 
-    async fn sign_up(&self) -> String {
+    pub async fn sign_up(&self) -> String {
         let email = format!("{}@example.org", uuid::Uuid::new_v4().simple());
         let body = json!({ "email": email, "password": "a long enough password" });
         let session = self.call(None, Method::POST, "/api/auth/sign-up", Some(body)).await;
@@ -97,7 +98,7 @@ impl Trial {
     }
 
     /// Opens a top-up and presses a button of its pay page; answers the top-up's path.
-    async fn pay(&self, token: &str, cents: i64, button: &str) -> String {
+    pub async fn pay(&self, token: &str, cents: i64, button: &str) -> String {
         let body = json!({ "amount_cents": cents });
         let topup = self.call(Some(token), Method::POST, "/api/billing/topups", Some(body)).await;
         let page = topup["pay_page_url"].as_str().unwrap();
@@ -107,7 +108,7 @@ impl Trial {
         format!("/api/billing/topups/{}", topup["id"].as_str().unwrap())
     }
 
-    async fn stop(&mut self) {
+    pub async fn stop(&mut self) {
         if self.process.try_wait().unwrap().is_none() {
             let _ = Command::new("kill").args(["-INT", &self.process.id().to_string()]).status();
         }
