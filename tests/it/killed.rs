@@ -324,7 +324,7 @@ impl Story {
 
 /// One box from order to end. What became of it, and how many workers died over it.
 async fn story(kills: Kills, config: Config) -> (&'static str, u32) {
-    let seed = config.seed;
+    let (seed, faults) = (config.seed, config.faults);
     let world = World::new().await.with_droplets(config).await;
     let simulator = world.droplets.clone().unwrap().1;
     let test = world.start(false).await;
@@ -346,6 +346,9 @@ async fn story(kills: Kills, config: Config) -> (&'static str, u32) {
     }
     until(&story.test, &story.buyer, &story.path, |seen| seen["status"] == "terminated").await;
     story.ended(3000).await;
+    if faults == Faults::NONE {
+        assert_eq!(story.simulator.droplets_made(), 1, "asked for once, whoever died over it");
+    }
     (became, working.end().await)
 }
 
@@ -359,7 +362,10 @@ async fn killed_all_along_every_job_a_box_has_one_droplet_and_then_none() {
     let seed = number("SEED").unwrap_or_else(|| rand::rng().random_range(0..1_000_000));
     let apart = number("APART").map_or(30, |apart| apart.try_into().unwrap());
     println!("SEED={seed} APART={apart}");
-    let config = Config { lag: Lag::all(SignedDuration::from_millis(50)), seed, ..config() };
+    // What was made comes to light later than the next worker looks, and sooner than it may be asked for again.
+    let late = SignedDuration::from_millis(950);
+    let lag = Lag { visible: late, listed: late, tagged: late, ..Lag::all(SignedDuration::from_millis(50)) };
+    let config = Config { lag, seed, ..config() };
     let (became, killed) = story(Kills::EverySoFar { apart }, config).await;
     println!("{became}, {killed} workers killed");
     assert_eq!(became, "delivered", "nothing goes wrong but that workers die");

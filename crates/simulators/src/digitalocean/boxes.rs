@@ -41,15 +41,20 @@ impl Boxes {
 
     /// Lets boxes follow their droplets, for as long as it is polled.
     pub async fn run(&self) {
+        let mut pause = LOOK_EVERY;
         loop {
+            let mut failed = false;
             for Droplet { id, .. } in self.simulator.droplets().into_iter().filter(|droplet| !droplet.node.cleared) {
                 let _turn = self.turn.lock().await;
                 let Some(droplet) = self.simulator.inner().droplets.get(&id).cloned() else { continue };
                 if let Err(error) = self.follow(&droplet).await {
+                    failed = true;
                     tracing::warn!(droplet = id, %error, "the box of a sandbox droplet does not follow it yet");
                 }
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            // A box that cannot be had is not asked for all the time.
+            pause = if failed { (pause * 2).min(Duration::from_secs(30)) } else { LOOK_EVERY };
+            tokio::time::sleep(pause).await;
         }
     }
 
