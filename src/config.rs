@@ -38,6 +38,7 @@ const NAMES: &[(&str, &str)] = &[
     ("SEEDPLANE_DMCA_AGENT", "dmca-agent"),
     ("SEEDPLANE_TERMS_FILE", "terms-file"),
     ("SEEDPLANE_PRIVACY_FILE", "privacy-file"),
+    ("SEEDPLANE_SANDBOX_DROPLETS", "sandbox-droplets"),
     ("DATABASE_URL", "database-url"),
     ("COINPAYPORTAL_API_KEY", "coinpayportal-api-key"),
     ("COINPAYPORTAL_BUSINESS_ID", "coinpayportal-business-id"),
@@ -198,6 +199,8 @@ pub struct Settings {
     pub node_domain: Option<String>,
     /// What the public pages say of the operator.
     pub brand: Brand,
+    /// Sell droplets of a stand-in for DigitalOcean, which are boxes on this machine; only in a trial.
+    pub sandbox_droplets: bool,
 }
 
 /// What was given on the command line: these beat the environment and the file.
@@ -240,6 +243,9 @@ pub struct Flags {
     /// [env: SEEDPLANE_NODE_DOMAIN] [default: machines are reached by address, with a certificate of their own]
     #[arg(long, global = true, value_name = "DOMAIN")]
     pub node_domain: Option<String>,
+    /// In a trial, sell droplets of a stand-in for DigitalOcean too: boxes on this machine [env: SEEDPLANE_SANDBOX_DROPLETS]
+    #[arg(long, global = true, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
+    pub sandbox_droplets: Option<String>,
 }
 
 /// What is wrong with the settings: a sentence each.
@@ -368,6 +374,7 @@ impl Settings {
             }
         };
         let production = switch("SEEDPLANE_PRODUCTION", &flags.production).unwrap_or(false);
+        let sandbox_droplets = switch("SEEDPLANE_SANDBOX_DROPLETS", &flags.sandbox_droplets).unwrap_or(false);
         let byos_allow_private = switch("SEEDPLANE_BYOS_ALLOW_PRIVATE", &flags.byos_allow_private);
         let database_url = get("DATABASE_URL", &None).map(SecretString::from);
         if database_url.as_ref().is_some_and(|url| !url.expose_secret().starts_with("postgres")) {
@@ -421,6 +428,13 @@ impl Settings {
             problems.push(
                 "COINPAYPORTAL_* takes real money, so that SMTP_URL and MAIL_FROM are needed: the warnings before a box stops \
                  would reach nobody"
+                    .to_owned(),
+            );
+        }
+        if sandbox_droplets && (production || coinpayportal.is_some()) {
+            problems.push(
+                "SEEDPLANE_SANDBOX_DROPLETS is for a trial: with SEEDPLANE_PRODUCTION or a real gateway somebody would pay for \
+                 droplets that do not exist. DIGITALOCEAN_TOKEN sells real ones"
                     .to_owned(),
             );
         }
@@ -491,6 +505,7 @@ impl Settings {
             digitalocean,
             node_domain,
             brand,
+            sandbox_droplets,
         })
     }
 
@@ -659,6 +674,7 @@ mod tests {
             ("SMTP_URL", "smtp://us:pw@mail.seedplane.net:587", "in the clear"),
             ("SMTP_URL", "ftp://mail.seedplane.net", "not an smtp://"),
             ("SMTP_URL", "", "go together"),
+            ("SEEDPLANE_SANDBOX_DROPLETS", "true", "is for a trial"),
             ("MAIL_FROM", "nobody", "MAIL_FROM is not an e-mail address"),
             ("SEEDPLANE_BRAND_NAME", "", "production needs SEEDPLANE_BRAND_NAME"),
             ("SEEDPLANE_BRAND_COLOUR", "green", "such as #17624a"),
@@ -729,5 +745,7 @@ mod tests {
     fn real_money_needs_real_mail() {
         let problems = live_but(&[("SEEDPLANE_PRODUCTION", ""), ("SMTP_URL", ""), ("MAIL_FROM", "")]).unwrap_err();
         assert!(problems.iter().any(|problem| problem.contains("takes real money")), "{problems:?}");
+        let problems = live_but(&[("SEEDPLANE_PRODUCTION", ""), ("SEEDPLANE_SANDBOX_DROPLETS", "true")]).unwrap_err();
+        assert!(problems.iter().any(|problem| problem.contains("droplets that do not exist")), "{problems:?}");
     }
 }

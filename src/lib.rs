@@ -39,6 +39,8 @@ pub mod own_server; // the command line of owners, over the public API
 
 pub mod config; // settings
 pub mod demo; // the whole story, told over the API
+pub mod sandbox_droplets; // a second provider for the trial
+
 pub mod runtime; // puts it all together
 
 pub mod commands; // what is asked on the command line beside a service

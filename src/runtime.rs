@@ -41,6 +41,7 @@ use crate::{
     },
     postgres::{self, Embedded, EmbeddedOptions, running_url},
     router,
+    sandbox_droplets::{self, SandboxDroplets},
     secrets::{SecretPath, SecretStore, keystore::Keystore, vault::Vault},
     seedbox::plans::{self, NewPlan},
     workers::{self, reconciler},
@@ -56,6 +57,7 @@ pub struct Runtime {
     embedded: Option<Embedded>,
     local: Option<Arc<LocalProvider>>,
     sandbox: Option<Sandbox>,
+    sandbox_droplets: Option<SandboxDroplets>,
     owns_boxes: bool,
     settings: Settings,
     listeners: Vec<TcpListener>,
@@ -310,6 +312,17 @@ impl Runtime {
         }
         let issuer = settings.issuer.clone().map(Issuer::new).transpose().context("no HTTP client can be made")?;
         let (stop, stopping) = watch::channel(false);
+        let mut sandbox_droplets = None;
+        if settings.sandbox_droplets {
+            anyhow::ensure!(
+                parts.serve && parts.work,
+                "SEEDPLANE_SANDBOX_DROPLETS is for `seedplane up`: the stand-in and its boxes are in one process; nothing was started"
+            );
+            let here = loopback(here.unwrap_or(settings.listen));
+            let droplets = SandboxDroplets::start(&settings.data_dir, here, &pool, &secrets, &clock).await?;
+            providers.extend([droplets.entry()]);
+            sandbox_droplets = Some(droplets);
+        }
         let app = App {
             hosts: Arc::new(Hosts::new(pool.clone())),
             pool,
@@ -332,13 +345,16 @@ impl Runtime {
             api::trial::load_clock(&app.pool, &app.clock).await?;
             add_trial_plans(&app).await?;
         }
+        if sandbox_droplets.is_some() {
+            sandbox_droplets::add_plan(&app).await?;
+        }
         if parts.serve || parts.work {
             reconciler::look_at_start(&app).await?;
         }
         if embedded.is_some() {
             workers::release_all_claims(&app).await?;
         }
-        Ok(Self { app, embedded, local, sandbox, owns_boxes: false, settings, listeners, stop })
+        Ok(Self { app, embedded, local, sandbox, sandbox_droplets, owns_boxes: false, settings, listeners, stop })
     }
 
     /// A receiver that becomes true when everything is to stop.
@@ -371,6 +387,9 @@ impl Runtime {
                 local.supervise().await;
                 anyhow::Ok(())
             });
+        }
+        if let Some(droplets) = self.sandbox_droplets.clone() {
+            tasks.spawn(async move { droplets.run().await });
         }
         if let (Some(sandbox), true) = (self.sandbox.clone(), parts.serve) {
             tasks.spawn(async move {
@@ -430,7 +449,8 @@ impl Runtime {
         // Jobs and requests in flight get a moment; what only ever runs is cut.
         let grace = tokio::time::sleep(Duration::from_secs(10));
         tokio::pin!(grace);
-        let mut left = tasks.len().saturating_sub(if self.app.trial { 3 } else { 1 });
+        let only_ever_run = if self.app.trial { 3 } else { 1 } + usize::from(self.sandbox_droplets.is_some());
+        let mut left = tasks.len().saturating_sub(only_ever_run);
         while left > 0 {
             tokio::select! {
                 ended = tasks.join_next() => if ended.is_none() { break } else { left -= 1 },
@@ -450,6 +470,9 @@ impl Runtime {
     pub async fn stop(self) {
         if let (Some(local), true) = (&self.local, self.owns_boxes) {
             local.stop_all().await;
+        }
+        if let (Some(droplets), true) = (&self.sandbox_droplets, self.owns_boxes) {
+            droplets.stop().await;
         }
         self.app.pool.close().await;
         if let Some(embedded) = self.embedded {

@@ -27,6 +27,16 @@ pub async fn on_sale(executor: impl PgExecutor<'_>) -> sqlx::Result<Vec<Plan>> {
     .await
 }
 
+/// Whether there ever was a plan of this code.
+///
+/// # Errors
+/// Those of the database.
+pub async fn is_known(executor: impl PgExecutor<'_>, code: &str) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(r#"select exists (select from seedbox_plans where code = $1) as "known!""#, code)
+        .fetch_one(executor)
+        .await
+}
+
 /// A version of a plan.
 ///
 /// # Errors

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use graphile_worker::{
-    IntoTaskHandlerResult, TaskHandler, WorkerContext, WorkerOptions, WorkerRecoveryConfig, WorkerShutdownConfig,
-    WorkerUtils,
+    IntoTaskHandlerResult, TaskHandler, Worker, WorkerContext, WorkerOptions, WorkerRecoveryConfig,
+    WorkerShutdownConfig, WorkerUtils,
 };
 use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
@@ -225,6 +225,24 @@ async fn again(app: &App, job: Job, wait: Duration) -> sqlx::Result<()> {
     jobs::enqueue_at_in(&mut connection, job, Some(Time(at))).await
 }
 
+fn options(app: &App) -> WorkerOptions {
+    let options = WorkerOptions::default()
+        .pg_pool(app.pool.clone())
+        .schema(SCHEMA)
+        .poll_interval(Duration::from_millis(500))
+        .add_extension(app.clone());
+    define(options)
+}
+
+/// A worker for its `run_once`: it carries out the jobs that are due, one after the other, and nothing beside them. All of that
+/// is in the one future, so that it stops where it is dropped, as in a copy that is killed there.
+///
+/// # Errors
+/// Those of the database.
+pub async fn single(app: &App) -> anyhow::Result<Worker> {
+    Ok(options(app).concurrency(1).init().await?)
+}
+
 /// Runs jobs until `stop` becomes true; what is running then is given a few seconds to finish.
 ///
 /// # Errors
@@ -243,15 +261,8 @@ pub async fn run(app: App, mut stop: watch::Receiver<bool>) -> anyhow::Result<()
         .shutdown_signal(async move {
             let _ = stopped.wait_for(|stop| *stop).await;
         });
-    let options = WorkerOptions::default()
-        .pg_pool(app.pool.clone())
-        .schema(SCHEMA)
-        .concurrency(CONCURRENCY)
-        .poll_interval(Duration::from_millis(500))
-        .worker_recovery(recovery)
-        .worker_shutdown(shutdown)
-        .add_extension(app.clone());
-    let worker = define(options).init().await?;
+    let options = options(&app).concurrency(CONCURRENCY).worker_recovery(recovery).worker_shutdown(shutdown);
+    let worker = options.init().await?;
 
     let ticking = tokio::spawn(async move {
         let mut watch = JumpWatch::start();
@@ -308,8 +319,8 @@ pub async fn tick(app: &App) -> sqlx::Result<()> {
     Ok(())
 }
 
-/// Gives back what died with this installation: jobs that were being carried out, and idempotency keys whose request has no
-/// answer. Right only where no other copy can be running, which is what the lock on the data folder ensures for the
+/// Gives back what died with this installation: jobs that were being carried out, whose try does not count, and idempotency keys
+/// whose request has no answer. Right only where no other copy can be running, which is what the lock on the data folder ensures for the
 /// embedded database.
 ///
 /// # Errors
@@ -317,7 +328,8 @@ pub async fn tick(app: &App) -> sqlx::Result<()> {
 pub async fn release_all_claims(app: &App) -> sqlx::Result<()> {
     sqlx::raw_sql(
         "delete from idempotency_keys where response_status is null;
-         update graphile_worker._private_jobs set locked_at = null, locked_by = null where locked_at is not null;
+         update graphile_worker._private_jobs set locked_at = null, locked_by = null, attempts = greatest(0, attempts - 1)
+             where locked_at is not null;
          update graphile_worker._private_job_queues set locked_at = null, locked_by = null where locked_at is not null;",
     )
     .execute(&app.pool)

@@ -28,7 +28,7 @@ fn gate() -> Option<Gate> {
     gate
 }
 
-fn config() -> Config {
+pub fn config() -> Config {
     Config {
         lag: Lag::all(SignedDuration::from_millis(300)),
         limits: false,
@@ -38,7 +38,7 @@ fn config() -> Config {
 }
 
 /// A plan on droplets that may be sold.
-async fn plan(test: &TestApp, operator: &Person) -> Value {
+pub async fn plan(test: &TestApp, operator: &Person) -> Value {
     let permission = json!({ "reason": "written consent of 2026-11-02, ticket 123" });
     let path = "/api/operator/providers/digitalocean/permission";
     let (status, answer) = test.call(Some(operator), Method::PUT, path, Some(permission)).await;
@@ -51,13 +51,13 @@ async fn plan(test: &TestApp, operator: &Person) -> Value {
 }
 
 /// An order that its owner's balance covers; the box.
-async fn order(test: &TestApp, buyer: &Person, plan: &Value) -> String {
+pub async fn order(test: &TestApp, buyer: &Person, plan: &Value) -> String {
     let order = test.post(buyer, "/api/seedbox/orders", json!({ "plan_id": plan })).await;
     format!("/api/seedbox/resources/{}", order["resource_id"].as_str().unwrap_or_else(|| panic!("{order}")))
 }
 
 /// What the owner of a box is shown, once: where it is, and the login.
-async fn shown(test: &TestApp, buyer: &Person, path: &str) -> (IpAddr, Credentials) {
+pub async fn shown(test: &TestApp, buyer: &Person, path: &str) -> (IpAddr, Credentials) {
     let shown = test.post(buyer, &format!("{path}/credentials"), json!({})).await;
     let credentials = Credentials {
         username: shown["login_name"].as_str().unwrap().to_owned(),
@@ -230,7 +230,7 @@ async fn a_token_that_may_not_make_droplets_is_known_before_the_next_order() {
 }
 
 /// Answers are lost, doubled and refused, nodes do not answer, placements and actions fail. Workers that die in the middle of
-/// it are in the provider's own test, and in `crash`.
+/// it are in `killed`.
 #[tokio::test(flavor = "multi_thread")]
 async fn on_a_bad_day_every_box_has_one_droplet_or_none() {
     const BOXES: usize = 3;
@@ -286,7 +286,7 @@ async fn on_a_bad_day_every_box_has_one_droplet_or_none() {
 }
 
 /// On a bad day the first look at the provider may fail, too.
-async fn plan_is_missing(test: &TestApp, operator: &Person) -> bool {
+pub async fn plan_is_missing(test: &TestApp, operator: &Person) -> bool {
     let providers = test.get(operator, "/api/operator/providers").await;
     let ocean = providers.as_array().unwrap().iter().find(|one| one["provider"] == "digitalocean");
     ocean.is_none_or(|one| one["sizes"] == json!([]) || !one["failure"].is_null())

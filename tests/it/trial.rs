@@ -33,6 +33,7 @@ pub fn said(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
+/// The trial, as a process.
 pub struct Trial {
     process: Child,
     pub data: PathBuf,
@@ -49,7 +50,7 @@ impl Trial {
         Self::start_with(data, &["--listen", listen])
     }
 
-    fn start_with(data: PathBuf, arguments: &[&str]) -> Self {
+    pub fn start_with(data: PathBuf, arguments: &[&str]) -> Self {
         let log = std::fs::File::create(data.with_extension("log")).unwrap();
         let mut process = Command::new(env!("CARGO_BIN_EXE_seedplane"))
             .arg("up")
@@ -70,7 +71,7 @@ impl Trial {
         Self { process, data, base, http: reqwest::Client::builder().no_proxy().build().unwrap() }
     }
 
-    fn log(&self) -> String {
+    pub fn log(&self) -> String {
         std::fs::read_to_string(self.data.with_extension("log")).unwrap()
     }
 

@@ -9,14 +9,17 @@
 
 mod answer;
 mod api;
+mod boxes;
 mod droplets;
 mod faults;
 mod node;
+mod state;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -26,6 +29,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::Value;
 use tokio::net::TcpListener;
 
+pub use boxes::Boxes;
 pub use droplets::Droplet;
 pub use faults::Faults;
 pub use node::{Nodes, Session};
@@ -110,6 +114,10 @@ pub struct Config {
     pub droplet_limit: usize,
     /// Whether nodes report to the address in their user-data by themselves, over HTTP.
     pub nodes_report: bool,
+    /// The address of every droplet; one each if not said.
+    pub address: Option<IpAddr>,
+    /// Where the account is kept over restarts; nowhere if not said.
+    pub state_file: Option<PathBuf>,
 }
 
 impl Config {
@@ -123,6 +131,8 @@ impl Config {
             limits: true,
             droplet_limit: 100,
             nodes_report: false,
+            address: None,
+            state_file: None,
         }
     }
 }

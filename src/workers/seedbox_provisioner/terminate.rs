@@ -150,6 +150,8 @@ impl Step<'_> {
     }
 
     async fn terminated(mut self, facts: serde_json::Value) -> Result<Next, StepError> {
+        // Those of operations that were not carried out, too; and first, because nobody comes back to a box that has ended.
+        self.app.secrets.delete_all(&format!("resource/{}", self.resource.id)).await?;
         let now = self.app.now();
         let certificate = json!({
             "resource_id": self.resource.id,
@@ -175,8 +177,6 @@ impl Step<'_> {
         let refund = crate::billing::refunds::of_end(&mut tx, &self.resource).await?;
         mailer::notify_in(&mut tx, templates::box_terminated(&self.resource, &certificate, refund), now).await?;
         tx.commit().await?;
-        // Those of operations that were not carried out, too.
-        self.app.secrets.delete_all(&format!("resource/{}", self.resource.id)).await?;
         Ok(Next::Done)
     }
 }

@@ -216,6 +216,24 @@ impl World {
 
     /// Starts a copy, with workers or without, after a look at the provider.
     pub async fn start(&self, work: bool) -> TestApp {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        let (stop, stopping) = watch::channel(false);
+        let app = App { stopping, ..self.app(&base).await };
+        let routes = router::router(app.clone(), None);
+        tokio::spawn(seedplane::listener::serve(listener, routes, std::future::pending()));
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let test = TestApp { app, world: self.clone(), base, http, stop };
+        reconciler::look_at_start(&test.app).await.unwrap();
+        if work {
+            let (app, stopping) = (test.app.clone(), test.stop.subscribe());
+            tokio::spawn(async move { workers::run(app, stopping).await.unwrap() });
+        }
+        test
+    }
+
+    /// What a copy is made of; its people and nodes come to `base`.
+    async fn app(&self, base: &str) -> App {
         let options = runtime::allow_application_login(&self.url).await.unwrap();
         let pool = runtime::application_pool(options, 12).await.unwrap();
         let gateway = CoinPayPortal::new(Settings::new(
@@ -227,14 +245,11 @@ impl World {
         .unwrap();
         let mut providers: BTreeMap<&'static str, Arc<dyn ProvisioningProvider>> = BTreeMap::new();
         providers.insert("memory", Arc::new(self.provider.clone()));
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let base = format!("http://{}", listener.local_addr().unwrap());
         let secrets: Arc<dyn SecretStore> = Arc::new(Keystore::open(self.folder.join("keystore")).unwrap());
-        if let Some(provider) = self.digitalocean(&pool, &secrets, &base) {
+        if let Some(provider) = self.digitalocean(&pool, &secrets, base) {
             providers.insert(digitalocean::DIGITALOCEAN, provider);
         }
-        let (stop, stopping) = watch::channel(false);
-        let app = App {
+        App {
             hosts: Arc::new(Hosts::new(pool.clone())),
             pool,
             clock: self.clock.clone(),
@@ -244,24 +259,24 @@ impl World {
             mailer: Arc::new(InboxMailer::new(self.folder.join("inbox")).unwrap()),
             issuer: None,
             policy: Arc::new(Policy::default()),
-            public_url: base.as_str().into(),
+            public_url: base.into(),
             trial: true,
             allow_private_servers: true,
             byos_source_address: None,
             checkpoint_file: self.folder.join("checkpoints.jsonl").into(),
             brand: Arc::default(),
-            stopping,
-        };
-        let routes = router::router(app.clone(), None);
-        tokio::spawn(seedplane::listener::serve(listener, routes, std::future::pending()));
-        let http = reqwest::Client::builder().no_proxy().build().unwrap();
-        let test = TestApp { app, world: self.clone(), base, http, stop };
-        reconciler::look_at_start(&test.app).await.unwrap();
-        if work {
-            let (app, stopping) = (test.app.clone(), test.stop.subscribe());
-            tokio::spawn(async move { workers::run(app, stopping).await.unwrap() });
+            stopping: watch::channel(false).1,
         }
-        test
+    }
+
+    /// What comes after a copy that was killed: connections and a client of DigitalOcean of its own, and nothing in mind.
+    pub async fn successor(&self, dead: &App) -> App {
+        let pool = runtime::application_pool((*dead.pool.connect_options()).clone(), 4).await.unwrap();
+        let mut providers = BTreeMap::clone(&dead.providers);
+        if let Some(provider) = self.digitalocean(&pool, &dead.secrets, &dead.public_url) {
+            providers.insert(digitalocean::DIGITALOCEAN, provider);
+        }
+        App { hosts: Arc::new(Hosts::new(pool.clone())), pool, providers: Arc::new(providers), ..dead.clone() }
     }
 
     /// A connection as the owner of the tables, who may do what the application may not.

@@ -70,6 +70,10 @@ const MAX_CONNECTIONS: u32 = 500;
 /// How the provider is set up. [`Settings::new`] gives what the real API needs.
 #[derive(Clone)]
 pub struct Settings {
+    /// The provider's name: [`DIGITALOCEAN`], or another where it is not the real one.
+    pub name: &'static str,
+    /// What is said of torrents there.
+    pub torrent_stance: TorrentStance,
     /// Where the API is, without a path: [`API_URL`].
     pub api_url: String,
     /// The token, with the scopes that `docs/providers.md` lists.
@@ -100,6 +104,9 @@ impl Settings {
     /// What the real API needs.
     pub fn new(token: SecretString, fleet: &str) -> Self {
         Self {
+            name: DIGITALOCEAN,
+            // "prohibited traffic like torrents": https://docs.digitalocean.com/products/droplets/details/policies/
+            torrent_stance: TorrentStance::Forbidden,
             api_url: API_URL.to_owned(),
             token,
             fleet: fleet.to_owned(),
@@ -338,7 +345,7 @@ fn dashed(address: IpAddr) -> String {
 #[async_trait]
 impl ProvisioningProvider for DigitalOcean {
     fn name(&self) -> &'static str {
-        DIGITALOCEAN
+        self.settings.name
     }
 
     async fn capabilities(&self) -> Result<Capabilities> {
@@ -362,8 +369,7 @@ impl ProvisioningProvider for DigitalOcean {
             readable_while_suspended: false,
             // https://docs.digitalocean.com/products/droplets/details/pricing/
             stopped_costs: true,
-            // "prohibited traffic like torrents": https://docs.digitalocean.com/products/droplets/details/policies/
-            torrent_stance: TorrentStance::Forbidden,
+            torrent_stance: self.settings.torrent_stance,
             ready_within_seconds: 1_200,
             settles_within_seconds: self.settings.settles_within.as_secs().try_into().unwrap_or(0),
             look_every_seconds: (self.settings.poll_every * 5).as_secs().max(1).try_into().unwrap_or(10),

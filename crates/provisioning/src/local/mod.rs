@@ -21,7 +21,8 @@ use uuid::Uuid;
 
 use crate::{
     Capabilities, Credentials, Error, Machine, MachineSpec, MachineState, MachineStatus, ProvisioningProvider,
-    ResourceRef, Result, Size, SuspendMode, Termination, TorrentStance, node::qbittorrent,
+    ResourceRef, Result, Size, SuspendMode, Termination, TorrentStance,
+    node::qbittorrent::{self, Login},
 };
 
 mod process;
@@ -202,6 +203,22 @@ impl LocalProvider {
         }
     }
 
+    /// Makes a box as [`ProvisioningProvider::create`] does, of whose password the hash alone is known.
+    ///
+    /// # Errors
+    /// As that.
+    pub async fn install(&self, id: Uuid, size: &'static str, login: Login) -> Result<Machine> {
+        self.blocking(move |inner| inner.create(id, size, &login)).await
+    }
+
+    /// Gives a box another login as [`ProvisioningProvider::rotate_credentials`] does, by the password's hash.
+    ///
+    /// # Errors
+    /// As that.
+    pub async fn set_login(&self, id: Uuid, login: Login) -> Result<()> {
+        self.blocking(move |inner| inner.rotate(id, &login)).await
+    }
+
     async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&Inner) -> Result<T> + Send + 'static) -> Result<T> {
         let inner = Arc::clone(&self.inner);
         tokio::task::spawn_blocking(move || work(&inner))
@@ -305,10 +322,9 @@ impl Inner {
         self.folder(id).join("profile/qBittorrent/config/qBittorrent.conf")
     }
 
-    fn create(&self, spec: &MachineSpec) -> Result<Machine> {
+    fn create(&self, id: Uuid, size_name: &str, login: &Login) -> Result<Machine> {
         LocalProvider::check()?;
-        let id = spec.resource_id;
-        let size = size(&spec.size)?;
+        let size = size(size_name)?;
         let machine = Machine { resource_ref: ResourceRef(id.to_string()), resource_id: id };
         let _held = self.lock(&id.to_string())?;
         if let Some(file) = self.read(id)? {
@@ -336,7 +352,7 @@ impl Inner {
                 discovery: false,
                 proxied: false,
             };
-            let text = qbittorrent::render(&configuration, &spec.credentials);
+            let text = qbittorrent::render(&configuration, login);
             process::write_atomically(&self.config_path(id), text.as_bytes(), 0o600)?;
             process::own(&folder, file.uid)
         };
@@ -430,14 +446,14 @@ impl Inner {
         self.start(&file)
     }
 
-    fn rotate(&self, id: Uuid, credentials: &Credentials) -> Result<()> {
+    fn rotate(&self, id: Uuid, login: &Login) -> Result<()> {
         let _held = self.lock(&id.to_string())?;
         let file = self.present(id)?;
         if file.desired != Desired::Running {
             return Err(Error::Refused { why: "a suspended box gets no new password".to_owned() });
         }
         // A new password alone would not end open sessions.
-        self.reconfigure(&file, |text| qbittorrent::with_login(text, credentials))?;
+        self.reconfigure(&file, |text| qbittorrent::with_login(text, login))?;
         self.start_and_wait(&file)
     }
 
@@ -510,7 +526,7 @@ impl ProvisioningProvider for LocalProvider {
 
     async fn create(&self, spec: &MachineSpec) -> Result<Machine> {
         let spec = spec.clone();
-        self.blocking(move |inner| inner.create(&spec)).await
+        self.blocking(move |inner| inner.create(spec.resource_id, &spec.size, &(&spec.credentials).into())).await
     }
 
     async fn status(&self, resource_ref: &ResourceRef) -> Result<MachineStatus> {
@@ -533,7 +549,7 @@ impl ProvisioningProvider for LocalProvider {
     async fn rotate_credentials(&self, resource_ref: &ResourceRef, credentials: &Credentials) -> Result<()> {
         let id = id_of(resource_ref).ok_or_else(|| Error::NotFound(resource_ref.clone()))?;
         let credentials = credentials.clone();
-        self.blocking(move |inner| inner.rotate(id, &credentials)).await
+        self.blocking(move |inner| inner.rotate(id, &(&credentials).into())).await
     }
 
     async fn resize(&self, resource_ref: &ResourceRef, size: &str) -> Result<()> {

@@ -29,6 +29,21 @@ pub fn password_matches(hash: &str, password: &SecretString) -> bool {
     key[..] == expected[..]
 }
 
+/// A login as the client keeps it: of the password, the hash alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Login {
+    /// The name.
+    pub username: String,
+    /// What [`password_hash`] makes of the password.
+    pub password_hash: String,
+}
+
+impl From<&Credentials> for Login {
+    fn from(credentials: &Credentials) -> Self {
+        Self { username: credentials.username.clone(), password_hash: password_hash(&credentials.password) }
+    }
+}
+
 /// What differs between boxes in the configuration.
 #[derive(Debug, Clone)]
 pub struct Configuration<'a> {
@@ -50,14 +65,13 @@ pub struct Configuration<'a> {
 }
 
 /// The configuration file. It has to be written while the client is stopped: a running one overwrites it when it exits.
-pub fn render(configuration: &Configuration<'_>, credentials: &Credentials) -> String {
+pub fn render(configuration: &Configuration<'_>, login: &Login) -> String {
     let Configuration { data, address, web_port, torrent_port, max_connections, discovery, proxied } = configuration;
     let proxy = match proxied {
         true => "WebUI\\ReverseProxySupportEnabled=true\nWebUI\\TrustedReverseProxiesList=127.0.0.1\n",
         false => "",
     };
-    let hash = password_hash(&credentials.password);
-    let username = &credentials.username;
+    let Login { username, password_hash: hash } = login;
     format!(
         "[LegalNotice]\nAccepted=true\n\n\
          [BitTorrent]\nSession\\DefaultSavePath={data}\nSession\\Port={torrent_port}\n{MAX_CONNECTIONS}{max_connections}\n\
@@ -75,13 +89,13 @@ const USERNAME: &str = "WebUI\\Username=";
 const PASSWORD: &str = "WebUI\\Password_PBKDF2=";
 
 /// The same configuration with another login. Everything else, the owner's own settings included, stays.
-pub fn with_login(configuration: &str, credentials: &Credentials) -> String {
-    let hash = password_hash(&credentials.password);
+pub fn with_login(configuration: &str, login: &Login) -> String {
+    let Login { username, password_hash: hash } = login;
     let mut lines = Vec::new();
     for line in configuration.lines().filter(|line| !line.starts_with(USERNAME) && !line.starts_with(PASSWORD)) {
         lines.push(line.to_owned());
         if line == "[Preferences]" {
-            lines.push(format!("{USERNAME}{}", credentials.username));
+            lines.push(format!("{USERNAME}{username}"));
             lines.push(format!("{PASSWORD}{hash}"));
         }
     }
@@ -267,10 +281,10 @@ mod tests {
             discovery: false,
             proxied: false,
         };
-        let text = render(&configuration, &credentials("correct horse battery"));
+        let text = render(&configuration, &(&credentials("correct horse battery")).into());
         assert!(!text.contains("correct horse"));
         assert!(text.contains("WebUI\\Password_PBKDF2=\"@ByteArray("));
-        let changed = with_login(&(text.clone() + "WebUI\\Locale=de\n"), &credentials("another"));
+        let changed = with_login(&(text.clone() + "WebUI\\Locale=de\n"), &(&credentials("another")).into());
         assert_eq!(changed.matches(PASSWORD).count(), 1);
         assert!(changed.contains("WebUI\\Locale=de"), "the owner's own settings stay");
         let larger = with_max_connections(&changed, 2000);

@@ -80,7 +80,7 @@ pub fn render(data: &UserData<'_>) -> Result<String> {
         discovery: true,
         proxied: true,
     };
-    let client = qbittorrent::render(&configuration, credentials);
+    let client = qbittorrent::render(&configuration, &(*credentials).into());
     let keys = format!(
         "restrict,command=\"{} {resource_id}\" ssh-ed25519 {} seedplane-{resource_id}\n",
         gate::GATE_PATH,
@@ -107,7 +107,8 @@ pub fn render(data: &UserData<'_>) -> Result<String> {
         text("/etc/apt/apt.conf.d/52seedplane-upgrades", "0644", UPGRADES),
         text("/etc/systemd/system/seedplane-state.service", "0644", STATE_UNIT),
         packed("/etc/systemd/system/seedbox.service", "0644", image::UNIT),
-        packed("/etc/nftables.conf", "0755", &image::FIREWALL.replace("@TORRENT_PORT@", &torrent_port.to_string())),
+        packed("/etc/nftables.conf", "0755", image::FIREWALL),
+        text("/etc/systemd/system/nftables.service.d/seedplane.conf", "0644", FIREWALL_UNIT),
         packed(gate::GATE_PATH, "0755", gate::GATE),
         packed(gate::MANIFEST_PATH, "0644", image::MANIFEST),
         // Anybody may read it; the gate does not start what its own user could not.
@@ -176,8 +177,15 @@ Unattended-Upgrade::Automatic-Reboot \"true\";
 Unattended-Upgrade::Automatic-Reboot-Time \"04:30\";
 ";
 
-/// The firewall comes up open; what is suspended is closed again before anything listens, and whenever the firewall is loaded
-/// anew.
+/// The firewall is loaded closed, and then opened for what is not suspended: by its own unit, also where [`STATE_UNIT`] is not
+/// active.
+const FIREWALL_UNIT: &str = "\
+[Service]
+ExecStartPost=-/usr/sbin/seedplane-node apply
+ExecReload=-/usr/sbin/seedplane-node apply
+";
+
+/// The same once more before anything listens: the firewall's unit may come up before the disk that holds the state.
 const STATE_UNIT: &str = "\
 [Unit]
 Description=Closes what is suspended

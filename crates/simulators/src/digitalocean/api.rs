@@ -94,6 +94,11 @@ async fn answer(
         let limits = if fault == Fault::Hourly { [limits[0], 0, now.as_second() + 11] } else { limits };
         (fault, answer, limits)
     };
+    if method != Method::GET
+        && let Err(error) = simulator.save()
+    {
+        tracing::error!(%error, "what was done is not on the disk: it is forgotten with this process");
+    }
     let by_api = fault != Fault::GatewayTimeout;
     if let Some(observer) = &*simulator.shared.observer.lock().unwrap_or_else(std::sync::PoisonError::into_inner) {
         observer(&Exchange {
@@ -273,7 +278,7 @@ impl Simulator {
             node: Node::new(&user_data, inner.chance(faults.node)),
             user_data,
             created_at: now,
-            address: inner.new_address(),
+            address: self.config().address.unwrap_or_else(|| inner.new_address()),
             image,
             visible_at,
             listed_at,

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::node::Node;
@@ -82,7 +83,7 @@ pub(super) fn size(slug: &str) -> Option<&'static Size> {
 }
 
 /// A droplet that was ever accepted.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Droplet {
     /// Its number.
     pub id: u64,
@@ -276,7 +277,7 @@ fn image(slug: &str) -> Value {
 }
 
 /// What was asked of a droplet and takes its time.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Action {
     pub(super) id: u64,
     pub(super) kind: String,
@@ -291,7 +292,7 @@ pub(super) struct Action {
 }
 
 /// What an action does to its droplet.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) enum Effect {
     Nothing,
     Power(bool),
@@ -320,7 +321,7 @@ impl Action {
 }
 
 /// A volume or a snapshot.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Kept {
     pub(super) id: String,
     pub(super) name: String,

@@ -17,6 +17,7 @@ use seedplane_provisioning::{
         image, qbittorrent,
     },
 };
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -26,23 +27,29 @@ use super::Simulator;
 const REPORT_TRIES: u32 = 200;
 
 /// How its box is held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Suspended {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Suspended {
     No,
     Service,
     Everything,
 }
 
 /// What is on a droplet.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Node {
+    /// The name of what runs for it on this machine, if anything does.
+    pub(super) id: Uuid,
     ready_url: String,
     ready_token: String,
-    username: String,
-    password_hash: String,
+    pub(super) username: String,
+    pub(super) password_hash: String,
     fails: bool,
-    suspended: Suspended,
-    wiped: bool,
+    pub(super) suspended: Suspended,
+    pub(super) wiped: bool,
+    /// Whether what it reported was heard.
+    pub(super) reported: bool,
+    /// Whether nothing of it is left on this machine.
+    pub(super) cleared: bool,
     /// Sessions with a lower number have ended.
     sessions_from: u64,
     sessions: u64,
@@ -63,6 +70,7 @@ fn line_of<'a>(text: &'a str, start: &str) -> &'a str {
 impl Node {
     pub(super) fn new(user_data: &str, fails: bool) -> Self {
         Self {
+            id: Uuid::new_v4(),
             ready_url: line_of(user_data, "SEEDPLANE_READY_URL=").trim_matches('\'').to_owned(),
             ready_token: line_of(user_data, "SEEDPLANE_READY_TOKEN=").trim_matches('\'').to_owned(),
             username: line_of(user_data, "WebUI\\Username=").to_owned(),
@@ -70,16 +78,18 @@ impl Node {
             fails,
             suspended: Suspended::No,
             wiped: false,
+            reported: false,
+            cleared: false,
             sessions_from: 0,
             sessions: 0,
         }
     }
 
-    fn answers(&self) -> bool {
+    pub(super) fn answers(&self) -> bool {
         self.suspended == Suspended::No && !self.wiped
     }
 
-    fn act(&mut self, action: &str, argument: Option<&str>) -> NodeAnswer {
+    pub(super) fn act(&mut self, action: &str, argument: Option<&str>) -> NodeAnswer {
         let answer = |exit_code: u32, output: &str| NodeAnswer { exit_code, output: output.to_owned() };
         match (action, argument) {
             (image::STATUS, None) => {
@@ -137,21 +147,23 @@ impl Simulator {
                     droplet.is_up(simulator.now()).then(|| (droplet.node.clone(), droplet.address))
                 };
                 let Some((node, address)) = due else { continue };
-                if simulator.report_over_http(&node, address).await {
+                let web_url = format!("https://{address}");
+                if simulator.report_over_http(&node, address, &web_url).await {
                     return;
                 }
             }
         });
     }
 
-    async fn report_over_http(&self, node: &Node, address: IpAddr) -> bool {
+    /// Whether what it says is heard, or refused for good.
+    pub(super) async fn report_over_http(&self, node: &Node, address: IpAddr, web_url: &str) -> bool {
         let failure = if node.fails { "no-firewall" } else { "" };
         let body = json!({
             "state": if node.fails { "failed" } else { "ready" },
             "detail": failure,
             "host_key": host_key(address),
             "boot_id": Uuid::new_v4(),
-            "web_url": format!("https://{address}"),
+            "web_url": web_url,
             "certificate_sha256": null,
         });
         let client = reqwest::Client::new();
