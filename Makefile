@@ -2,7 +2,7 @@
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo run test node-test peers check sqlx deny
+.PHONY: help setup demo run test node-test peers screenshots check sqlx deny
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -34,6 +34,14 @@ node-test: ## boot the node image for real, as root, and try what a node promise
 peers: ## hold the stand-in for DigitalOcean to its own client, a validating proxy and a fuzzer
 	@scripts/setup build
 	@scripts/peers
+
+# Pages as the documentation shows them; the browser tests leave pictures of every page in target/screenshots.
+PICTURES := buyer-start buyer-pay-partly buyer-box-running buyer-money self-hoster-used operator-overview operator-box
+
+screenshots: setup ## walk through every page in a browser, and renew the pictures in docs/images
+	@cargo test --test it browser::
+	@mkdir -p docs/images
+	@for picture in $(PICTURES); do cp "target/screenshots/$$picture.webp" docs/images/; done
 
 check: setup ## formatting, lints, and whether .sqlx is what the queries and the migrations give
 	@cargo fmt --all --check

@@ -217,18 +217,26 @@ impl Browser {
             if (theme == "light") == (device == "desktop") {
                 self.axe(&path, theme, device).await;
             }
-            let shot = self
-                .devtools("Page.captureScreenshot", json!({ "format": "png", "captureBeyondViewport": true }))
-                .await;
-            let bytes =
-                base64::Engine::decode(&base64::prelude::BASE64_STANDARD, shot["data"].as_str().unwrap_or_default())
-                    .unwrap();
             let file = format!("{}-{:02}-{name}-{device}-{theme}.png", self.story, self.shots);
-            std::fs::write(screenshots().join(file), bytes).unwrap();
+            self.shoot(json!({ "format": "png" }), &file).await;
+            if (theme, device) == ("light", "desktop") {
+                // Small enough for the documentation: `make screenshots`.
+                let file = format!("{}-{name}.webp", self.story);
+                self.shoot(json!({ "format": "webp", "quality": 60 }), &file).await;
+            }
         }
         self.devtools("Emulation.clearDeviceMetricsOverride", json!({})).await;
         self.devtools("Emulation.setEmulatedMedia", json!({ "features": [] })).await;
         self.nothing_to_complain_of(&path).await;
+    }
+
+    /// Keeps a picture of the whole page.
+    async fn shoot(&self, mut how: Value, file: &str) {
+        how["captureBeyondViewport"] = json!(true);
+        let shot = self.devtools("Page.captureScreenshot", how).await;
+        let data = shot["data"].as_str().unwrap_or_default();
+        let bytes = base64::Engine::decode(&base64::prelude::BASE64_STANDARD, data).unwrap();
+        std::fs::write(screenshots().join(file), bytes).unwrap();
     }
 
     async fn axe(&mut self, path: &str, theme: &str, device: &str) {
