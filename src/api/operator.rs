@@ -30,7 +30,7 @@ use crate::{
 mod byos;
 mod drift;
 pub(crate) mod money;
-mod plans;
+pub(crate) mod plans;
 mod providers;
 
 pub use drift::{DriftReport, ProviderLook, drift_report};

@@ -122,6 +122,8 @@ fn pages(trial: bool) -> Pages {
         .get("/operator/payments", operator::money::payments)
         .post("/operator/payments/{id}/resolve", operator::money::resolve)
         .post("/operator/payouts/{id}/close", operator::money::close_payout)
+        .get("/operator/plans", operator::plans::show)
+        .post("/operator/plans", operator::plans::add)
         .get("/operator/drift", operator::drift)
         .get("/operator/jobs", operator::failed_jobs)
         .post("/operator/jobs/retry", operator::retry_job)

@@ -75,7 +75,8 @@ impl Things {
                 "manifest_sha256": "x", "days": "1", "reason": "tried", "suspend_reason": "operator", "end_reason": "operator",
                 "confirm_label": "x", "id": "1", "kind": "x", "subject": "x", "order": "x", "terms": "x",
                 "email": format!("{new}@example.org"), "password": "a wrong password", "current": "a wrong password",
-                "new": "a long enough password", "code": "000000", "name": "x", "scope": "read",
+                "new": "a long enough password", "name": "x", "scope": "read",
+                "code": "x", "price": "1", "provider": "nowhere", "size": "x", "disk_gb": "1",
             });
         }
         let reason = "tried";

@@ -37,33 +37,33 @@ const MAX_DISK_GB: i32 = 1_000_000;
 /// A plan, or a new version of one.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct PlanBody {
+pub(crate) struct PlanBody {
     /// Lower-case letters, digits and dashes; an existing code gets a new version.
-    code: String,
-    name: String,
+    pub(crate) code: String,
+    pub(crate) name: String,
     #[serde(default)]
-    description: String,
-    price_cents: Usd,
-    provider: String,
-    size: String,
+    pub(crate) description: String,
+    pub(crate) price_cents: Usd,
+    pub(crate) provider: String,
+    pub(crate) size: String,
     /// The provider's name of the place; left out where it has one place only.
     #[serde(default)]
-    region: Option<String>,
-    disk_gb: i32,
+    pub(crate) region: Option<String>,
+    pub(crate) disk_gb: i32,
     /// Said where a month is sold for less than it costs upstream.
     #[serde(default)]
-    below_cost: bool,
+    pub(crate) below_cost: bool,
     /// Whether boxes bought by earlier versions get this price too: at the first renewal at least 30 days after their
     /// owners were told by mail. They keep theirs if left out.
     #[serde(default)]
-    applies_to_existing: bool,
+    pub(crate) applies_to_existing: bool,
     /// Why.
-    reason: String,
+    pub(crate) reason: String,
 }
 
 /// A plan that was added, with what it costs us.
 #[derive(Serialize, ToSchema)]
-struct AddedPlan {
+pub(crate) struct AddedPlan {
     #[serde(flatten)]
     plan: Plan,
     /// What a month of it costs upstream, in US cents; `null` if the provider does not say any more.
@@ -188,7 +188,7 @@ fn check_offer(body: &PlanBody, catalogue: Option<&Catalogue>, standing: &[Permi
 /// are told, and have 30 days.
 #[utoipa::path(post, path = "/api/operator/plans", tag = "operator", request_body = PlanBody,
     responses((status = 201, body = AddedPlan), (status = 409, body = Problem), (status = 422, body = Problem)))]
-async fn add_plan(
+pub(crate) async fn add_plan(
     State(app): State<App>,
     operator: Operator,
     NewId(id): NewId,

@@ -43,6 +43,7 @@ use crate::{
 
 pub(super) mod boxes;
 pub(super) mod money;
+pub(super) mod plans;
 
 /// How many things a page of a list shows.
 const PAGE: i64 = 50;
@@ -55,17 +56,18 @@ struct Tabs {
 
 impl Tabs {
     /// Path, name.
-    const ALL: [(&'static str, &'static str); 7] = [
+    const ALL: [(&'static str, &'static str); 8] = [
         ("/operator", "Overview"),
         ("/operator/boxes", "Boxes"),
         ("/operator/customers", "Customers"),
         ("/operator/payments", "Payments"),
+        ("/operator/plans", "Plans"),
         ("/operator/drift", "Drift"),
         ("/operator/jobs", "Jobs"),
         ("/operator/audit", "Audit log"),
     ];
 
-    fn all(self) -> [(&'static str, &'static str, bool); 7] {
+    fn all(self) -> [(&'static str, &'static str, bool); 8] {
         Self::ALL.map(|(path, name)| (path, name, path == self.current))
     }
 }

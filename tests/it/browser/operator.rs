@@ -103,6 +103,14 @@ async fn an_operator_sees_what_needs_a_person_and_does_it() {
     operator.press("Verify all of it").await;
     operator.until("signed checkpoints").await;
     operator.looked_at("audit").await;
+    operator.go("/operator/plans").await;
+    operator.until("are left").await;
+    operator.looked_at("plans").await;
+    operator.press_summary("Another price").await;
+    operator.fill("input[name=price]", "16.00").await;
+    operator.fill("input[name=reason]", "electricity costs more").await;
+    operator.press("Set this price").await;
+    operator.until("$16.00 a month").await;
     operator.press("Drift").await;
     operator.until("Nothing is deleted by itself").await;
     operator.looked_at("drift").await;
