@@ -21,6 +21,7 @@ mod http;
 mod issuers;
 mod lapses;
 mod lifecycle;
+mod mails;
 mod operator_money;
 mod payments;
 mod payments_gateway;
