@@ -121,9 +121,11 @@ impl Job {
             | Self::ProbeConnection(id)
             | Self::RotateConnection(id)
             | Self::RevokeConnection(id) => Some(format!("connection:{id}")),
-            // Jobs of one queue run one after the other: a gateway that hangs takes so many workers and not all of them.
-            Self::OpenTopup(id) => Some(format!("gateway-open:{}", lane(*id, OPEN_LANES))),
-            Self::CheckPayment(id) => Some(format!("gateway-check:{}", lane(*id, CHECK_LANES))),
+            // Jobs of one queue run one after the other: a gateway or a mail server that hangs takes so many workers and not
+            // all of them.
+            Self::OpenTopup(id) => Some(format!("gateway-open:{}", lane(id.0, OPEN_LANES))),
+            Self::CheckPayment(id) => Some(format!("gateway-check:{}", lane(id.0, CHECK_LANES))),
+            Self::SendMail(id) => Some(format!("mail:{}", id.map_or(0, |id| lane(id.0, MAIL_LANES)))),
             _ => None,
         }
     }
@@ -135,9 +137,12 @@ const OPEN_LANES: u8 = 2;
 /// How many payments are asked about at once.
 pub(crate) const CHECK_LANES: u8 = 3;
 
-/// Which of so many queues a payment waits in.
-fn lane(id: TopupId, lanes: u8) -> u8 {
-    id.0.as_bytes()[15] % lanes
+/// How many mails are handed over at once. With the lanes of the gateway they leave a worker for everything else.
+const MAIL_LANES: u8 = 2;
+
+/// Which of so many queues the work about a payment or a person waits in.
+fn lane(id: Uuid, lanes: u8) -> u8 {
+    id.as_bytes()[15] % lanes
 }
 
 /// Adds a job in the caller's transaction: it exists if and only if the change that needs it does.

@@ -257,7 +257,9 @@ impl Runtime {
         let trial = settings.coinpayportal.is_none() && !settings.production;
 
         let mailer: Arc<dyn Mailer> = match &settings.smtp {
-            Some(smtp) => Arc::new(SmtpMailer::new(&smtp.url, &smtp.from).map_err(anyhow::Error::msg)?),
+            Some(smtp) => {
+                Arc::new(SmtpMailer::new(&smtp.url, &smtp.from, &settings.brand).map_err(anyhow::Error::msg)?)
+            }
             None => {
                 Arc::new(InboxMailer::new(settings.data_dir.join("inbox")).context("the inbox folder cannot be made")?)
             }

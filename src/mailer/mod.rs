@@ -5,7 +5,13 @@ use std::{fmt, path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
 use jiff::SignedDuration;
-use lettre::{AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor, message::Mailbox};
+use lettre::{
+    AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor,
+    message::{
+        Mailbox, MultiPart,
+        header::{HeaderName, HeaderValue},
+    },
+};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 use sqlx::{PgConnection, PgExecutor, PgPool};
@@ -14,12 +20,14 @@ use uuid::Uuid;
 
 use crate::{
     accounts, alerts,
+    brand::Brand,
     clock::{Clock, Time},
     ids::{ResourceId, UserId},
     jobs::{self, Job},
     seedbox::plans,
 };
 
+pub mod html;
 pub mod templates;
 
 /// Where a mail's text gets its one-time link: the link is made when the mail is handed over, so that the database never
@@ -112,11 +120,12 @@ pub trait Mailer: Send + Sync + fmt::Debug {
     }
 }
 
-/// Sends by SMTP.
+/// Sends by SMTP: the text, and the same words as HTML.
 #[derive(Debug)]
 pub struct SmtpMailer {
     transport: AsyncSmtpTransport<Tokio1Executor>,
     from: Mailbox,
+    letterhead: html::Letterhead,
 }
 
 impl SmtpMailer {
@@ -130,17 +139,17 @@ impl SmtpMailer {
         [url, from].into_iter().filter_map(Result::err).collect()
     }
 
-    /// A mailer for an `smtp://` or `smtps://` URL, which may hold a user and a password.
+    /// A mailer for an `smtp://` or `smtps://` URL, which may hold a user and a password; its mails bear the operator's name.
     ///
     /// # Errors
     /// What is wrong with the URL or the address, without repeating the URL.
-    pub fn new(url: &SecretString, from: &str) -> Result<Self, String> {
+    pub fn new(url: &SecretString, from: &str, brand: &Brand) -> Result<Self, String> {
         let transport = AsyncSmtpTransport::<Tokio1Executor>::from_url(url.expose_secret())
             .map_err(|_| "SMTP_URL is not an smtp:// or smtps:// URL".to_owned())?
-            .timeout(Some(std::time::Duration::from_secs(20)))
+            .timeout(Some(Duration::from_secs(20)))
             .build();
         let from = from.parse().map_err(|error| format!("MAIL_FROM is not an e-mail address: {error}"))?;
-        Ok(Self { transport, from })
+        Ok(Self { transport, from, letterhead: html::Letterhead::new(brand) })
     }
 }
 
@@ -148,12 +157,20 @@ impl SmtpMailer {
 impl Mailer for SmtpMailer {
     async fn send(&self, id: Uuid, to: &str, subject: &str, body: SecretString) -> Result<(), String> {
         let to: Mailbox = to.parse().map_err(|error| format!("not an e-mail address: {error}"))?;
+        let text = body.expose_secret();
+        // A subject is one line, whatever the name of a box in it has.
+        let subject = subject.split_whitespace().collect::<Vec<_>>().join(" ");
+        let html = self.letterhead.html(&subject, text).map_err(|error| error.to_string())?;
         let message = Message::builder()
             .from(self.from.clone())
             .to(to)
             .subject(subject)
             .message_id(Some(format!("<{id}@seedplane>")))
-            .body(body.expose_secret().to_owned())
+            // The time of the world: to mail servers a date of the trial's clock, which can be moved, looks forged.
+            .date_now()
+            // No out-of-office note answers it.
+            .raw_header(HeaderValue::new(HeaderName::new_from_ascii_str("Auto-Submitted"), "auto-generated".to_owned()))
+            .multipart(MultiPart::alternative_plain_html(text.to_owned(), html))
             .map_err(|error| error.to_string())?;
         self.transport.send(message).await.map(drop).map_err(|error| error.to_string())
     }

@@ -22,6 +22,7 @@ mod issuers;
 mod killed;
 mod lapses;
 mod lifecycle;
+mod mails;
 mod operator_money;
 mod pages;
 mod payments;

@@ -21,7 +21,7 @@ use seedplane::{
     clock::Clock,
     ids::{PlanId, UserId},
     jobs::{self, Job},
-    mailer::InboxMailer,
+    mailer::{InboxMailer, Mailer},
     money::Usd,
     nodes::Nodes,
     payments::coinpayportal::{CoinPayPortal, Settings},
@@ -44,6 +44,8 @@ use serde_json::{Value, json};
 use sqlx::PgPool;
 use tokio::sync::watch;
 use uuid::Uuid;
+
+pub mod smtp;
 
 /// How long anything in a test may take before it counts as not happening.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -134,6 +136,8 @@ pub struct World {
     pub business_id: Uuid,
     /// Droplets to sell, too: where the stand-in is, and it.
     pub droplets: Option<(String, Simulator)>,
+    /// Takes the mails; the trial's inbox if there is none.
+    pub mailer: Option<Arc<dyn Mailer>>,
     sandbox_address: SocketAddr,
 }
 
@@ -172,6 +176,7 @@ impl World {
             webhook_secret,
             business_id,
             droplets: None,
+            mailer: None,
             sandbox_address,
         }
     }
@@ -256,7 +261,10 @@ impl World {
             providers: Arc::new(providers),
             gateway: Arc::new(gateway),
             secrets,
-            mailer: Arc::new(InboxMailer::new(self.folder.join("inbox")).unwrap()),
+            mailer: match &self.mailer {
+                Some(mailer) => Arc::clone(mailer),
+                None => Arc::new(InboxMailer::new(self.folder.join("inbox")).unwrap()),
+            },
             issuer: None,
             policy: Arc::new(Policy::default()),
             public_url: base.into(),
