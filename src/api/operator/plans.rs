@@ -96,6 +96,10 @@ fn check_words(body: &PlanBody) -> Result<(), Problem> {
     {
         return Err(Problem::bad_input("`name` has 1 to 80 characters; `price_cents` and `disk_gb` are more than 0"));
     }
+    // They stand in mails and on labels.
+    if [&body.name, &body.description].iter().any(|text| text.chars().any(char::is_control)) {
+        return Err(Problem::bad_input("`name` and `description` are one line each; nothing was added"));
+    }
     if body.price_cents > MAX_PRICE || body.disk_gb > MAX_DISK_GB || body.description.chars().count() > 1000 {
         return Err(Problem::bad_input(format!(
             "a plan costs at most {MAX_PRICE}, has at most {MAX_DISK_GB} GB, and its `description` at most 1000 characters; \

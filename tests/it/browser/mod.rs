@@ -139,10 +139,19 @@ impl Browser {
         }
     }
 
+    /// Types into a field. One that is renewed at this very moment is looked for again.
     pub async fn fill(&self, css: &str, text: &str) {
-        let element = self.find(css).await;
-        element.clear().await.unwrap();
-        element.send_keys(text).await.unwrap();
+        let started = Instant::now();
+        loop {
+            let element = self.find(css).await;
+            let typed = match element.clear().await {
+                Ok(()) => element.send_keys(text).await,
+                Err(error) => Err(error),
+            };
+            let Err(error) = typed else { return };
+            assert!(started.elapsed() < Duration::from_secs(10), "{css} on {}: {error}", self.path().await);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Presses what says this: a button or a link. What is renewed at this very moment is looked for again.
