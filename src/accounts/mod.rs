@@ -21,7 +21,7 @@ pub use reset::{RESET_LIFETIME, answer_reset, complete_reset, open_reset, reques
 pub use scopes::{Needed, Scope, Scopes, needed};
 pub use sessions::{
     MAX_SESSIONS, Opened, SESSION_LIFETIME, SessionView, SignIn, authenticate, end_other_sessions, make_sign_in_link,
-    revoke, sessions_of, sign_in, sign_in_by_link,
+    revoke, session_is_good, sessions_of, sign_in, sign_in_by_link,
 };
 pub use tokens::{
     ApiToken, MAX_API_TOKENS, NewApiToken, TokenError, api_tokens, create_api_token, hash_token, new_token,

@@ -141,6 +141,20 @@ pub async fn sign_in(app: &App, sign_in: SignIn<'_>) -> Result<Opened, AccountEr
     Ok(Opened { session, user, token, expires_at, second_factor })
 }
 
+/// Whether a session still is good: for what goes on for longer than a request.
+///
+/// # Errors
+/// Those of the database.
+pub async fn session_is_good(pool: &PgPool, session: Uuid, at: Time) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(
+        r#"select exists (select from sessions where id = $1 and revoked_at is null and expires_at > $2) as "good!""#,
+        session,
+        at,
+    )
+    .fetch_one(pool)
+    .await
+}
+
 /// How long a link that signs somebody in is good.
 const SIGN_IN_LINK_LIFETIME: SignedDuration = SignedDuration::from_hours(1);
 

@@ -153,7 +153,7 @@ pub(super) async fn home(State(app): State<App>, SignedIn(person): SignedIn) -> 
 
 /// `GET /seedbox/live`
 pub(super) async fn home_live(State(app): State<App>, SignedIn(person): SignedIn) -> Result<Response, Problem> {
-    live::stream(&app.clone(), move || {
+    live::stream(&app.clone(), &person.clone(), move || {
         let (app, person) = (app.clone(), person.clone());
         async move { home_part(&app, &person).await }
     })
@@ -391,7 +391,7 @@ pub(super) async fn show_live(
     Id(id): Id<Uuid>,
 ) -> Result<Response, Problem> {
     own(&app, &person, id).await?;
-    live::stream(&app.clone(), move || {
+    live::stream(&app.clone(), &person.clone(), move || {
         let (app, person) = (app.clone(), person.clone());
         async move { box_part(&app, &person, ResourceId(id)).await }
     })

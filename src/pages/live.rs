@@ -16,10 +16,14 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::{api::error::Problem, app::App};
+use super::visitor::Person;
+use crate::{accounts, api::error::Problem, app::App};
 
 /// How often a part is looked at.
 const EVERY: Duration = Duration::from_secs(1);
+
+/// After how many looks it is seen whether the session is still good.
+const SESSION_EVERY: u32 = 5;
 
 /// How long one stream lasts; the browser opens the next one by itself.
 const LASTS: Duration = Duration::from_secs(240);
@@ -31,8 +35,8 @@ static STREAMS: std::sync::LazyLock<Arc<Semaphore>> = std::sync::LazyLock::new(|
 /// next look says why.
 ///
 /// # Errors
-/// That too many look already.
-pub(super) fn stream<R, F>(app: &App, render: R) -> Result<Response, Problem>
+/// That too many look already, or that it is asked for without a session.
+pub(super) fn stream<R, F>(app: &App, person: &Person, render: R) -> Result<Response, Problem>
 where
     R: Fn() -> F + Send + 'static,
     F: Future<Output = Result<String, Problem>> + Send,
@@ -44,13 +48,22 @@ where
             "too many pages are kept up to date at this moment; load the page again to see what is new",
         ));
     };
+    let (app, session) = (app.clone(), person.customer.session()?);
     let mut stopping = app.stopping.clone();
     let (sender, receiver) = mpsc::channel::<Result<Event, Infallible>>(2);
     tokio::spawn(async move {
         let _place = place;
         let ends = Instant::now() + LASTS;
         let mut last = String::new();
+        let mut looks = 0u32;
         while Instant::now() < ends && !sender.is_closed() {
+            // A session that was ended elsewhere shows nothing any more.
+            if looks % SESSION_EVERY == 0
+                && !accounts::session_is_good(&app.pool, session, app.now()).await.unwrap_or(false)
+            {
+                return;
+            }
+            looks = looks.wrapping_add(1);
             let Ok(part) = render().await else { return };
             let lasting = without_counters(&part);
             if lasting != last {

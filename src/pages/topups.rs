@@ -229,7 +229,7 @@ pub(super) async fn show_live(
     Id(id): Id<Uuid>,
 ) -> Result<Response, Problem> {
     own(&app, &person, id).await?;
-    live::stream(&app.clone(), move || {
+    live::stream(&app.clone(), &person.clone(), move || {
         let (app, person) = (app.clone(), person.clone());
         async move { topup_part(&app, &person, id).await }
     })

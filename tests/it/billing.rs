@@ -1,6 +1,7 @@
 //! Months, lapses and returns, through the workers, on a clock that is moved.
 
 use jiff::SignedDuration;
+use reqwest::{Method, StatusCode};
 use seedplane::{alerts, billing::sweep::CLOCK_JUMPED};
 use seedplane_provisioning::memory::Verb;
 use serde_json::json;
@@ -228,6 +229,10 @@ async fn a_new_price_reaches_a_box_after_thirty_days_of_notice() {
     let code = test.get(&buyer, "/api/seedbox/plans").await[0]["code"].clone();
     let plan = json!({ "code": code, "name": "Small", "price_cents": 2000, "provider": "memory", "size": "small", "disk_gb": 50,
         "applies_to_existing": true, "reason": "electricity" });
+    let mut two_lines = plan.clone();
+    two_lines["name"] = json!("Small\r\nBcc: somebody@example.org");
+    let refused = test.call(Some(&operator), Method::POST, "/api/operator/plans", Some(two_lines)).await;
+    assert_eq!(refused.0, StatusCode::UNPROCESSABLE_ENTITY, "a name stands in subjects of mails");
     test.post(&operator, "/api/operator/plans", plan).await;
     test.until_handed("price_change", 1).await;
     test.top_up(&buyer, 6000).await;

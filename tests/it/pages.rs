@@ -151,6 +151,27 @@ async fn a_session_is_kept_from_scripts_and_ends_where_it_is_ended() {
 }
 
 #[tokio::test]
+async fn a_page_that_is_open_is_kept_up_to_date_and_ends_with_its_session() {
+    let test = TestApp::new().await;
+    let buyer = test.customer().await;
+    let visitor = Visitor::of(&test, &buyer).await;
+    let mut stream = visitor.get("/seedbox/live").await;
+    assert_eq!(stream.headers()[header::CONTENT_TYPE], "text/event-stream");
+    let first = String::from_utf8(stream.chunk().await.unwrap().unwrap().to_vec()).unwrap();
+    assert!(first.starts_with("data:") && first.contains("$0.00"), "{first}");
+    test.top_up(&buyer, 1234).await;
+    let next = String::from_utf8(stream.chunk().await.unwrap().unwrap().to_vec()).unwrap();
+    assert!(next.contains("$12.34"), "{next}");
+    visitor.post("/sign-out", json!({})).await;
+    let ended = tokio::time::timeout(std::time::Duration::from_secs(20), async {
+        while let Some(chunk) = stream.chunk().await.unwrap() {
+            assert!(!String::from_utf8_lossy(&chunk).contains("$99"), "nothing new is shown");
+        }
+    });
+    ended.await.expect("what is shown ends with the session");
+}
+
+#[tokio::test]
 async fn a_forgotten_password_is_replaced_by_a_mail_and_a_link_signs_nobody_in() {
     let test = TestApp::new().await;
     let visitor = Visitor::new(&test);
