@@ -58,7 +58,7 @@ where
         let mut looks = 0u32;
         while Instant::now() < ends && !sender.is_closed() {
             // A session that was ended elsewhere shows nothing any more.
-            if looks % SESSION_EVERY == 0
+            if looks.is_multiple_of(SESSION_EVERY)
                 && !accounts::session_is_good(&app.pool, session, app.now()).await.unwrap_or(false)
             {
                 return;
