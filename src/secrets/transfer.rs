@@ -54,6 +54,13 @@ pub async fn move_all(pool: &PgPool, from: &dyn SecretStore, to: &dyn SecretStor
     )
     .execute(&mut *tx)
     .await?;
+    let nodes = sqlx::query!(
+        "update seedbox_nodes set secret_ref = $2 || substr(secret_ref, length($1) + 1) where secret_ref like $1 || '%'",
+        old,
+        new,
+    )
+    .execute(&mut *tx)
+    .await?;
     tx.commit().await?;
     for path in &paths {
         // Seen there once more before it is destroyed here.
@@ -66,7 +73,7 @@ pub async fn move_all(pool: &PgPool, from: &dyn SecretStore, to: &dyn SecretStor
     }
     Ok(Moved {
         secrets: paths.len(),
-        references: resources.rows_affected() + connections.rows_affected() + second_factors.rows_affected(),
+        references: [resources, connections, second_factors, nodes].iter().map(|done| done.rows_affected()).sum(),
     })
 }
 
@@ -81,7 +88,8 @@ async fn copy(pool: &PgPool, from: &dyn SecretStore, to: &dyn SecretStore, path:
         sqlx::query_scalar!(
             r#"select (exists (select from seedbox_resources where secret_ref = $1)
                    or exists (select from byos_connections where secret_ref = $1 or next_secret_ref = $1)
-                   or exists (select from second_factors where secret_ref = $1)) as "used!""#,
+                   or exists (select from second_factors where secret_ref = $1)
+                   or exists (select from seedbox_nodes where secret_ref = $1)) as "used!""#,
             store.reference(path)
         )
         .fetch_one(pool)

@@ -151,11 +151,24 @@ impl SecretStore for Failing<'_> {
 async fn moving_to_vault_and_back_loses_nothing_wherever_it_is_cut_off() {
     let test = World::new().await.start(true).await;
     let owner = test.customer().await;
-    test.active_box(&owner, 1500).await;
+    let id = test.active_box(&owner, 1500).await;
     for n in 0..3 {
         test.post(&owner, "/api/byos/connections", json!({ "host": format!("box-{n}.example") })).await;
     }
     test.idle().await;
+    // As if the box were a machine elsewhere, whose node we log in to.
+    let node_key = SecretPath::new(format!("resource/{id}/node-key")).unwrap();
+    test.app.secrets.put(&node_key, SecretString::from("the private half")).await.unwrap();
+    sqlx::query(
+        "insert into seedbox_nodes (resource_id, attempt_id, management_key, secret_ref, token_sha256, token_expires_at, created_at)
+         select resource_id, id, 'ssh-ed25519 AAAA', $2, sha256('token'), now(), now() from provision_attempts
+         where resource_id = $1 and operation = 'create'",
+    )
+    .bind(uuid::Uuid::parse_str(&id).unwrap())
+    .bind(test.app.secrets.reference(&node_key))
+    .execute(&test.app.pool)
+    .await
+    .unwrap();
     let keystore = Keystore::open(temporary("move").join("keystore")).unwrap();
     for path in test.app.secrets.list("").await.unwrap() {
         let value = test.app.secrets.get(&path).await.unwrap().unwrap();
@@ -164,15 +177,25 @@ async fn moving_to_vault_and_back_loses_nothing_wherever_it_is_cut_off() {
     let pool = &test.app.pool;
     let (server, address) = stand_in().await;
     let vault = Vault::open(settings(&address, role("secret"))).await.unwrap();
+    // Every column that leads to a secret, also those of tables that come later.
+    let columns: Vec<(String, String)> = sqlx::query_as(
+        "select table_name::text, column_name::text from information_schema.columns
+         where table_schema = 'public' and column_name like '%secret_ref' order by 1, 2",
+    )
+    .fetch_all(pool)
+    .await
+    .unwrap();
+    assert!(columns.len() >= 5, "{columns:?}");
     let references = async || -> Vec<String> {
-        sqlx::query_scalar(
-            "select secret_ref from seedbox_resources where secret_ref is not null
-             union all select secret_ref from byos_connections order by 1",
-        )
-        .fetch_all(pool)
-        .await
-        .unwrap()
+        let mut found = Vec::new();
+        for (table, column) in &columns {
+            let query = format!("select {column} from {table} where {column} is not null order by 1");
+            let rows = sqlx::query_scalar(sqlx::AssertSqlSafe(query)).fetch_all(pool).await.unwrap();
+            found.extend::<Vec<String>>(rows);
+        }
+        found
     };
+    assert_eq!(references().await.len(), 5, "a password, three keys of servers and one of a node");
     let readable = async || {
         for reference in references().await {
             let store: &dyn SecretStore = if reference.starts_with("vault:") { &vault } else { &keystore };

@@ -202,6 +202,7 @@ async fn whatever_is_posted_is_made_once_when_its_answer_is_lost() {
         "/api/operator/resources/{id}/terminate",
         // Not theirs to be keyed: see the description.
         "/api/trial/clock",
+        "/api/trial/sign-in-links",
         "/api/nodes/{id}/ready",
         "/api/webhooks/coinpayportal",
     ];

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::support::PATIENCE;
 
+mod account;
 mod buyer;
 mod operator;
 mod self_hoster;
