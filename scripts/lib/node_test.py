@@ -143,6 +143,11 @@ def report(line):
 def check(name, held, seen=""):
     """One line of the result: what was seen stands there if it did not hold."""
     report(f"ok      {name}" if held else f"FAILED  {name}: {str(seen)[:600]}")
+    if not held:
+        # What went wrong on the machine just before, in its own words.
+        journal = subprocess.run(["journalctl", "-q", "-b", "-p", "warning", "-n", "12", "--no-pager", "-o", "cat"], capture_output=True, text=True, check=False)
+        for line in journal.stdout.splitlines():
+            report(f"        {line[:300]}")
     return held
 
 
