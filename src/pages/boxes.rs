@@ -643,19 +643,15 @@ pub(super) async fn end(
         "now" => (None, "end"),
         _ => return Err(Problem::bad_input("a box ends now, later or not; nothing was done")),
     };
+    let label = own(&app, &person, id).await?.label;
     // Only what cannot be taken back asks for the name of the box.
-    let confirm_label = match at_period_end {
-        Some(_) => own(&app, &person, id).await?.label,
-        None => form.confirm_label.trim().to_owned(),
-    };
-    if at_period_end.is_none() && confirm_label != own(&app, &person, id).await?.label {
-        let label = own(&app, &person, id).await?.label;
+    if at_period_end.is_none() && form.confirm_label.trim() != label {
         let problem =
             Problem::bad_input(format!("that is not the name of this box, which is '{label}'; nothing was ended"));
         let said = Some(Said::refused(&problem));
         return page_with(status_of(&problem), &end_page(&app, &person, id, said).await?);
     }
-    let body = Body(EndBox { confirm_label, at_period_end });
+    let body = Body(EndBox { confirm_label: label, at_period_end });
     let customer = person.customer.clone();
     let result = resources::terminate(State(app.clone()), customer, NewId(form.form_id), Id(id), body).await;
     answer(&app, &person, id, done, result).await

@@ -6,7 +6,6 @@ use axum::{
     http::header,
     response::{IntoResponse, Redirect, Response},
 };
-use qrcode::{EcLevel, QrCode, render::svg};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use uuid::Uuid;
@@ -17,6 +16,7 @@ use super::{
     page, page_with,
     show::When,
     status_of,
+    topups::qr,
     visitor::{Person, SignedIn, session_cookie},
 };
 use crate::{
@@ -287,10 +287,7 @@ pub(super) async fn begin_factor(
 ) -> Result<Response, Problem> {
     match accounts::begin_totp(&app, person.customer.principal.user_id, &person.customer.cause()).await {
         Ok(begun) => {
-            let code = QrCode::with_error_correction_level(begun.url.expose_secret(), EcLevel::M);
-            let image = code.map(|code| code.render::<svg::Color<'_>>().min_dimensions(200, 200).build());
-            let image = image.unwrap_or_default();
-            let qr = image.split_once("?>").map_or(image.clone(), |(_, svg)| svg.to_owned());
+            let qr = qr(begun.url.expose_secret());
             let shown = Shown::Totp { secret: begun.secret.expose_secret().to_owned(), qr };
             page(&account_page(&app, &person, None, Some(shown)).await?)
         }

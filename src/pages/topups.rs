@@ -157,9 +157,9 @@ fn coin_amount(amount: Option<Decimal>) -> String {
     amount.unwrap_or_default().normalize().to_string()
 }
 
-/// The address as a picture to scan.
-fn qr(address: &str) -> String {
-    let Ok(code) = QrCode::with_error_correction_level(address, EcLevel::M) else { return String::new() };
+/// A text as a picture to scan.
+pub(super) fn qr(text: &str) -> String {
+    let Ok(code) = QrCode::with_error_correction_level(text, EcLevel::M) else { return String::new() };
     let image = code.render::<svg::Color<'_>>().min_dimensions(200, 200).quiet_zone(true).build();
     // The XML declaration has no place inside a page.
     image.split_once("?>").map_or(image.clone(), |(_, svg)| svg.to_owned())
