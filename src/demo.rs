@@ -13,10 +13,7 @@ use reqwest::{Method, StatusCode};
 use secrecy::SecretString;
 use seedplane_provisioning::{
     Credentials,
-    node::{
-        qbittorrent::{ApiError, Session},
-        torrent::{Tracker, make_torrent},
-    },
+    node::qbittorrent::{ApiError, Session},
 };
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
@@ -35,6 +32,7 @@ pub struct Options {
 }
 
 mod byos;
+pub mod seeding;
 
 const DAY: i64 = 86_400;
 
@@ -459,54 +457,36 @@ impl Story {
         Ok(login)
     }
 
-    /// Puts a file on the box as its owner's, seeds it, and fetches it with another client.
+    /// Has the box seed a torrent, and shows what that used.
     async fn seed(&mut self, id: &str, session: &Session) -> anyhow::Result<()> {
         self.spinner.set_message("seeding a torrent to another client");
-        let content: Vec<u8> = (0..2_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
-        let tracker = Tracker::start().await?;
-        let torrent = make_torrent("proof.bin", &content, &tracker.announce_url());
         let data = self.folder.join("data/boxes").join(id).join("data");
-        std::fs::write(data.join("proof.bin"), &content).context("the file cannot be put on the box")?;
-        let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(&data)?);
-        let _ = std::os::unix::fs::chown(data.join("proof.bin"), Some(owner), Some(owner));
-        session.add_torrent(&torrent, None).await?;
-        let started = Instant::now();
-        loop {
-            let torrents = session.torrents().await?;
-            if torrents.iter().any(|torrent| torrent.state.ends_with("UP") && torrent.state != "checkingUP") {
-                break;
-            }
-            ensure!(started.elapsed() < PATIENCE, "the box does not seed: {torrents:?}");
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        if Command::new("aria2c").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().await.is_err() {
+        let Some(bytes) = seeding::seed(session, &data, &self.folder.join("fetched")).await? else {
             self.done(
                 "A torrent is seeding",
                 "aria2c is not on this machine, so that nobody fetched it: `apt-get install aria2`",
             );
             return Ok(());
-        }
-        let fetched = self.folder.join("fetched");
-        std::fs::create_dir_all(&fetched)?;
-        std::fs::write(fetched.join("proof.torrent"), &torrent)?;
-        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let status = Command::new("aria2c")
-            .args([
-                "--quiet",
-                "--no-conf",
-                "--seed-time=0",
-                "--enable-dht=false",
-                "--bt-enable-lpd=false",
-                "--enable-peer-exchange=false",
-            ])
-            .args(["--file-allocation=none", &format!("--listen-port={port}"), "--bt-stop-timeout=40", "--dir"])
-            .arg(&fetched)
-            .arg(fetched.join("proof.torrent"))
-            .status()
-            .await?;
-        ensure!(status.success(), "the other client did not fetch the file: {status}");
-        ensure!(std::fs::read(fetched.join("proof.bin"))? == content, "what was fetched is not what was seeded");
+        };
         self.done("A torrent really seeded", "2,000,000 bytes fetched by another client (aria2) and compared");
+        self.spinner.set_message("counting what the box uses");
+        // A client writes down what it has transferred when it ends.
+        let path = format!("/api/seedbox/resources/{id}");
+        self.post(&format!("{path}/restart"), json!({})).await?;
+        self.until("the client is restarted", &path, |resource| resource["operations"] == json!([])).await?;
+        self.advance(16 * 60).await?;
+        let counted = self
+            .until("what the box uses is counted", &format!("{path}/usage"), |usage| {
+                usage["now"]["sent_bytes"].as_u64() >= Some(bytes)
+            })
+            .await?;
+        self.done(
+            "Its usage counted",
+            &format!(
+                "{} bytes sent since its month began, {} on its disk; the client was restarted by a button",
+                counted["now"]["sent_bytes"], counted["now"]["disk_used_bytes"]
+            ),
+        );
         Ok(())
     }
 

@@ -40,6 +40,8 @@ pub enum Job {
     Reconcile,
     /// Compare our boxes with the machines that the providers have.
     LookAtProviders,
+    /// Count what every box uses that is due for it.
+    CountUsage,
     /// Seal the heads of the audit chains in a signed checkpoint.
     SealAudit,
     /// Look at every customer's server that is due for it.
@@ -73,6 +75,7 @@ impl Job {
             Self::AnswerReset(_) => "answer_reset",
             Self::Reconcile => "reconcile",
             Self::LookAtProviders => "look_at_providers",
+            Self::CountUsage => "count_usage",
             Self::SealAudit => "seal_audit",
             Self::ProbeConnections => "probe_connections",
             Self::ProbeConnection(_) => "probe_connection",

@@ -22,6 +22,7 @@ pub mod mailer; // notices, templates, the outbox
 
 pub mod orders; // where money meets boxes
 pub mod terms; // which terms somebody accepted
+pub mod usage; // what boxes use
 
 pub mod app; // what everything shares
 pub mod byos; // customers' own servers: keys, connections, what is asked of them

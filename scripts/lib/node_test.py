@@ -145,9 +145,11 @@ def check(name, held, seen=""):
     report(f"ok      {name}" if held else f"FAILED  {name}: {str(seen)[:600]}")
     if not held:
         # What went wrong on the machine just before, in its own words.
-        journal = subprocess.run(["journalctl", "-q", "-b", "-p", "warning", "-n", "12", "--no-pager", "-o", "cat"], capture_output=True, text=True, check=False)
-        for line in journal.stdout.splitlines():
-            report(f"        {line[:300]}")
+        failed = [line.split()[0] for line in run("systemctl", "list-units", "--failed", "--plain", "--no-legend").stdout.splitlines() if line]
+        for about in [["-p", "warning"], *(["-u", unit] for unit in failed)]:
+            journal = run("journalctl", "-q", "-b", "-n", "15", "--no-pager", "-o", "short-monotonic", *about)
+            for line in journal.stdout.splitlines():
+                report(f"        {line[:300]}")
     return held
 
 
@@ -419,8 +421,9 @@ def the_gate():
     check("status says that all is well", healthy.items() <= values.items() and done.returncode == 0 and "wiped" not in values, done.output)
     check("status knows the disk", numbers["disk_total_bytes"] > numbers["disk_free_bytes"] > 0, done.output)
     values, done = gate_values("usage")
-    wanted = ("rx_bytes_since_boot", "tx_bytes_since_boot", "uptime_seconds", "data_bytes")
+    wanted = ("rx_bytes_since_boot", "tx_bytes_since_boot", "uptime_seconds", "data_bytes", "disk_free_bytes")
     check("usage counts bytes, seconds and data", done.returncode == 0 and all(values.get(name, "").isdigit() for name in wanted) and int(values["rx_bytes_since_boot"]) > 1000, done.output)
+    check("usage names the boot that it counts from", values.get("boot_id") == pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip(), done.output)
     key = run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", HOME / "second")
     second = (HOME / "second.pub").read_text().split()[1]
     hello = f"{uuid.uuid4()} hello"
@@ -516,6 +519,10 @@ def rotation():
     check("the old session is dead", version_with(session) == 403, version_with(session))
     check("the old password is dead", log_in(SETTINGS["password"])[0] == "Fails.", "it logs in")
     check("the new password logs in", log_in(SETTINGS["second_password"])[0] == "Ok.", log_in(SETTINGS["second_password"])[:2])
+    _, _, session = log_in(SETTINGS["second_password"])
+    done = gate("restart")
+    check("restart succeeds", done.returncode == 0, f"{done.returncode} {done.output}")
+    check("restart ends sessions and keeps the password", version_with(session) == 403 and log_in(SETTINGS["second_password"])[0] == "Ok.", version_with(session))
     configuration = PROFILE / "qBittorrent/config/qBittorrent.conf"
     lines = re.findall(r"(?m)" + HASH_PATTERN, configuration.read_text())
     check("the configuration holds one hash, and is the client's own", len(lines) == 1 and configuration.owner() == "seedbox" and configuration.stat().st_mode & 0o007 == 0, [lines, oct(configuration.stat().st_mode)])
@@ -571,6 +578,8 @@ def suspension_of_the_service():
     check("status says so, and systemctl does not start the client", held, seen)
     done = gate(f"rotate {password_hash('not now')}")
     check("rotate is refused with 75", done.returncode == 75, f"{done.returncode} {done.output}")
+    done = gate("restart")
+    check("restart is refused with 75", done.returncode == 75, f"{done.returncode} {done.output}")
     done = run("/usr/local/lib/seedplane/install", timeout=90)
     check("installing once more resumes nothing", done.returncode == 0 and is_suspended("service")[0] and web("/")[0] == 503, done.output)
     check("suspending once more is no failure", gate("suspend service").returncode == 0)

@@ -15,6 +15,7 @@ use super::{
     show::{self, Badge, EventView, Since, When},
     status_of,
     topups::id_of,
+    usage::{self, Used},
     visitor::{Person, SignedIn},
 };
 use crate::{
@@ -217,6 +218,8 @@ struct BoxPart {
     back_costs: Usd,
     short_by: Usd,
     hold_until: Option<When>,
+    /// What it uses, of a box that has data.
+    used: Option<Used>,
     certificate: Vec<Fact>,
     events: Vec<EventView>,
     can_show_login: bool,
@@ -225,9 +228,9 @@ struct BoxPart {
     can_resume: bool,
     can_change_plan: bool,
     can_end: bool,
-    /// To rotate, to pause, to resume: the same as long as nothing happened to the box, so that a part that is rendered again
+    /// To rotate, to pause, to resume, to restart: the same as long as nothing happened to the box, so that a part that is rendered again
     /// is the same form.
-    form_ids: [Uuid; 3],
+    form_ids: [Uuid; 4],
 }
 
 fn steps(resource: &Resource, attempts: &[Attempt], now: Time) -> (Vec<Step>, Option<Since>) {
@@ -308,6 +311,10 @@ async fn box_part(app: &App, person: &Person, id: ResourceId) -> Result<String, 
         back_costs,
         unpaid: status == Status::Suspended && resource.suspend_reason == Some(SuspendReason::Billing),
         hold_until: resource.hold_until.filter(|at| *at > now).map(When),
+        used: match status {
+            Status::Active | Status::Suspended => usage::of(app, id).await?,
+            _ => None,
+        },
         certificate: certificate
             .into_iter()
             .flatten()
@@ -323,7 +330,7 @@ async fn box_part(app: &App, person: &Person, id: ResourceId) -> Result<String, 
         can_resume: status == Status::Suspended && resource.suspend_reason == Some(SuspendReason::User) && idle,
         can_change_plan: status == Status::Active && idle && resource.past_due_since.is_none(),
         can_end: !matches!(status, Status::Terminating | Status::Terminated) && !held,
-        form_ids: ["rotate", "suspend", "resume"]
+        form_ids: ["rotate", "suspend", "resume", "restart"]
             .map(|what| id_of(&format!("{what}:{id}:{}", recorded.first().map_or(0, |event| event.seq)))),
         resource,
     })
@@ -353,6 +360,7 @@ impl Done {
     fn said(&self) -> Option<Said> {
         Some(Said::good(match self.done.as_deref()? {
             "rotate" => "A new password is being made. The old one, and every open session, end with it.",
+            "restart" => "The torrent client is being restarted. Its data and its login stay.",
             "suspend" => "The box is being paused. Its data is kept, and nothing is charged while it is.",
             "resume" => "The box is being brought back.",
             "plan" => "The change of plan is on its way.",
@@ -378,7 +386,7 @@ pub(super) async fn show(
     page(&box_page(&app, &person, id, done.said(), None).await?)
 }
 
-async fn own(app: &App, person: &Person, id: Uuid) -> Result<Resource, Problem> {
+pub(super) async fn own(app: &App, person: &Person, id: Uuid) -> Result<Resource, Problem> {
     repository::resource_of(&app.pool, person.customer.principal.user_id, ResourceId(id))
         .await?
         .ok_or_else(|| Problem::not_found("box"))
@@ -449,6 +457,17 @@ pub(super) async fn rotate(
     let customer = person.customer.clone();
     let result = resources::rotate_credentials(State(app.clone()), customer, NewId(form.form_id), Id(id)).await;
     answer(&app, &person, id, "rotate", result).await
+}
+
+/// `POST /seedbox/boxes/{id}/restart`
+pub(super) async fn restart(
+    State(app): State<App>,
+    SignedIn(person): SignedIn,
+    Id(id): Id<Uuid>,
+    Fields(form): Fields<FormId>,
+) -> Result<Response, Problem> {
+    let result = resources::restart(State(app.clone()), person.customer.clone(), NewId(form.form_id), Id(id)).await;
+    answer(&app, &person, id, "restart", result).await
 }
 
 /// `POST /seedbox/boxes/{id}/suspend`

@@ -35,6 +35,7 @@ mod servers;
 mod settings;
 mod show;
 mod topups;
+mod usage;
 mod visitor;
 
 /// Every page, and who may see it: the first word of a path says whose it is.
@@ -78,6 +79,8 @@ fn pages(trial: bool) -> Pages {
         .get("/seedbox/boxes/{id}", boxes::show)
         .get("/seedbox/boxes/{id}/live", boxes::show_live)
         .post("/seedbox/boxes/{id}/login", boxes::show_login)
+        .get("/seedbox/boxes/{id}/usage", usage::show)
+        .post("/seedbox/boxes/{id}/restart", boxes::restart)
         .post("/seedbox/boxes/{id}/rotate", boxes::rotate)
         .post("/seedbox/boxes/{id}/suspend", boxes::suspend)
         .post("/seedbox/boxes/{id}/resume", boxes::resume)

@@ -72,6 +72,27 @@ fn clock(seconds: i64) -> String {
     }
 }
 
+/// An amount of data for people, in powers of 1,000 as disks are sold.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bytes(pub(super) i64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (mut tenths, mut unit) = (i128::from(self.0.max(0)) * 10, 0);
+        const UNITS: [&str; 6] = ["B", "kB", "MB", "GB", "TB", "PB"];
+        while tenths >= 10_000 && unit + 1 < UNITS.len() {
+            (tenths, unit) = (tenths / 1_000, unit + 1);
+        }
+        match unit {
+            0 => write!(f, "{} B", tenths / 10),
+            _ if tenths < 1_000 => write!(f, "{}.{} {}", tenths / 10, tenths % 10, UNITS[unit]),
+            _ => write!(f, "{} {}", tenths / 10, UNITS[unit]),
+        }
+    }
+}
+
+impl HtmlSafe for Bytes {}
+
 /// A state: its word, colour and icon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Badge {
@@ -222,6 +243,7 @@ pub(super) fn operation_words(operation: Operation) -> &'static str {
         Operation::Create => "Making the box",
         Operation::Suspend => "Pausing the box",
         Operation::Resume => "Bringing the box back",
+        Operation::Restart => "Restarting the torrent client",
         Operation::RotateCredentials => "Replacing the password",
         Operation::Resize => "Changing the size",
         Operation::Terminate => "Wiping the box",
@@ -291,6 +313,7 @@ pub(super) fn event_view(event: &RecordedEvent, owner: UserId) -> EventView {
         "resource.machine_made" => "The machine was made",
         "resource.node_reported" => "The machine reported itself",
         "resource.credentials_shown" => "The password was shown",
+        "resource.restarted" => "The torrent client was restarted",
         "resource.credentials_rotated" => "The password was replaced",
         "resource.end_at_period_end_set" => "The end at the end of the month was set or taken back",
         "resource.next_plan_set" => "The plan of the next month was set",
@@ -303,6 +326,7 @@ pub(super) fn event_view(event: &RecordedEvent, owner: UserId) -> EventView {
         "resource.create_requested" => "A machine was asked for",
         "resource.suspend_requested" => "A suspension was asked for",
         "resource.resume_requested" => "Its return was asked for",
+        "resource.restart_requested" => "A restart was asked for",
         "resource.rotate_credentials_requested" => "A new password was asked for",
         "resource.resize_requested" => "Another size was asked for",
         "resource.terminate_requested" => "Its end was asked for",
@@ -333,6 +357,25 @@ mod tests {
             [(-5, "0:00"), (0, "0:00"), (65, "1:05"), (3_605, "1:00:05"), (172_799, "47:59:59"), (172_800, "2 days")];
         for (seconds, expected) in cases {
             assert_eq!(clock(seconds), expected);
+        }
+    }
+
+    #[test]
+    fn data_is_told_in_the_unit_that_fits() {
+        let cases = [
+            (-1, "0 B"),
+            (0, "0 B"),
+            (999, "999 B"),
+            (1_000, "1.0 kB"),
+            (99_949, "99.9 kB"),
+            (100_000, "100 kB"),
+            (2_000_000, "2.0 MB"),
+            (50_000_000_000, "50.0 GB"),
+            (999_999_999_999, "999 GB"),
+            (i64::MAX, "9223 PB"),
+        ];
+        for (bytes, expected) in cases {
+            assert_eq!(Bytes(bytes).to_string(), expected);
         }
     }
 

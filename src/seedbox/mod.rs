@@ -95,6 +95,8 @@ words! {
         Suspend = "suspend",
         /// Bring it back.
         Resume = "resume",
+        /// Stop the client and start it again.
+        Restart = "restart",
         /// Replace its password.
         RotateCredentials = "rotate_credentials",
         /// Give it the size of another plan.

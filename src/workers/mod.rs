@@ -201,6 +201,7 @@ tasks! {
         reconciler::reconcile(&app).await
     };
     LookAtProviders = "look_at_providers" {} |app, _task| async move { reconciler::look_at_providers(&app).await };
+    CountUsage = "count_usage" {} |app, _task| async move { reconciler::count_usage(&app).await };
     SealAudit = "seal_audit" {} |app, _task| async move {
         chain::seal(&app).await?;
         Ok(())
@@ -311,6 +312,7 @@ pub async fn tick(app: &App) -> sqlx::Result<()> {
         Job::SendMail(None),
         Job::Reconcile,
         Job::LookAtProviders,
+        Job::CountUsage,
         Job::SealAudit,
         Job::ProbeConnections,
     ] {

@@ -16,8 +16,10 @@ use crate::{
 use super::StepError;
 
 mod providers;
+mod usage;
 
 pub use providers::{ask_for_look, compare_with, look_at_providers, look_at_start};
+pub use usage::count_usage;
 
 /// A warning that has waited for so long is reported.
 const UNWARNED_AFTER: SignedDuration = SignedDuration::from_hours(2 * 24);

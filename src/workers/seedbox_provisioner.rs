@@ -53,6 +53,7 @@ pub async fn operate(app: &App, id: AttemptId) -> Result<Next, StepError> {
         Operation::Create => step.create().await,
         Operation::Suspend => step.suspend().await,
         Operation::Resume => step.resume().await,
+        Operation::Restart => step.restart().await,
         Operation::RotateCredentials => step.rotate_credentials().await,
         Operation::Resize => step.resize().await,
         Operation::Terminate => step.terminate().await,
@@ -61,6 +62,7 @@ pub async fn operate(app: &App, id: AttemptId) -> Result<Next, StepError> {
 
 mod create;
 mod resize;
+mod restart;
 mod rotate;
 mod suspend;
 mod terminate;

@@ -39,3 +39,4 @@ mod secrets;
 mod seedbox_orders;
 mod story;
 mod trial;
+mod usage;

@@ -1,6 +1,7 @@
 //! Every provider keeps the same promises: `contract::run_all` on each.
 
 use async_trait::async_trait;
+use seedplane::demo::seeding;
 use seedplane_provisioning::{
     Credentials, Machine, MachineSpec, MachineState, ProvisioningProvider, SuspendMode, Termination,
     chaos::Chaos,
@@ -75,20 +76,23 @@ async fn real_boxes_on_this_machine() {
     assert_eq!(left, 0, "nothing is left in {}", folder.display());
 }
 
+fn small() -> MachineSpec {
+    MachineSpec {
+        resource_id: uuid::Uuid::now_v7(),
+        size: "small".to_owned(),
+        region: None,
+        credentials: Credentials { username: "seed".to_owned(), password: node::random_password() },
+        maybe_made_at: None,
+    }
+}
+
 /// Two control planes on one machine, each with its own folder: what one does to its boxes leaves the other's alone.
 #[tokio::test(flavor = "multi_thread")]
 async fn control_planes_on_one_machine_leave_each_other_alone() {
     let mut sides = Vec::new();
     for name in ["one", "other"] {
         let provider = LocalProvider::new(LocalConfig::new(crate::support::temporary(name))).unwrap();
-        let credentials = Credentials { username: "seed".to_owned(), password: node::random_password() };
-        let spec = MachineSpec {
-            resource_id: uuid::Uuid::now_v7(),
-            size: "small".to_owned(),
-            region: None,
-            credentials,
-            maybe_made_at: None,
-        };
+        let spec = small();
         let machine = provider.create(&spec).await.unwrap();
         let url = until(&provider, &machine, MachineState::Running).await;
         let session = Session::login(&url, &spec.credentials).await.unwrap();
@@ -122,14 +126,7 @@ async fn boxes_come_back_after_a_restart_and_suspended_ones_do_not() {
     let provider = LocalProvider::new(LocalConfig::new(folder.clone())).unwrap();
     let mut made = Vec::new();
     for _ in 0..2 {
-        let credentials = Credentials { username: "seed".to_owned(), password: node::random_password() };
-        let spec = MachineSpec {
-            resource_id: uuid::Uuid::now_v7(),
-            size: "small".to_owned(),
-            region: None,
-            credentials,
-            maybe_made_at: None,
-        };
+        let spec = small();
         let machine = provider.create(&spec).await.unwrap();
         until(&provider, &machine, MachineState::Running).await;
         made.push((machine, spec.credentials));
@@ -154,4 +151,40 @@ async fn boxes_come_back_after_a_restart_and_suspended_ones_do_not() {
         }
     }
     assert_eq!(provider.list_owned().await.unwrap(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_real_box_counts_what_it_sent() {
+    let folder = crate::support::temporary("counted");
+    let provider = LocalProvider::new(LocalConfig::new(folder.join("boxes"))).unwrap();
+    let spec = small();
+    let machine = provider.create(&spec).await.unwrap();
+    let web_url = until(&provider, &machine, MachineState::Running).await;
+    let machine = machine.resource_ref;
+    let session = Session::login(&web_url, &spec.credentials).await.unwrap();
+    let before = provider.usage(&machine).await.unwrap();
+    assert_eq!((before.received_bytes, before.sent_bytes), (0, 0));
+    let own = folder.join("boxes").join(spec.resource_id.to_string());
+    let Some(sent) = seeding::seed(&session, &own.join("data"), &folder.join("fetched")).await.unwrap() else {
+        println!("SKIPPED a_real_box_counts_what_it_sent: aria2c is not on this machine");
+        return;
+    };
+    // The client writes down what it has transferred when it ends.
+    provider.restart(&machine).await.unwrap();
+    let after = provider.usage(&machine).await.unwrap();
+    assert!((sent..sent * 2).contains(&after.sent_bytes), "{after:?}");
+    assert!((sent..sent * 2).contains(&after.disk_used_bytes), "{after:?}");
+    assert!(after.disk_total_bytes > after.disk_used_bytes && after.count == before.count, "{after:?}");
+
+    // What its owner puts in the place of the client's own file is not followed, nor waited for.
+    let statistics = own.join("profile/qBittorrent/config/qBittorrent-data.conf");
+    provider.suspend(&machine, SuspendMode::Service).await.unwrap();
+    std::fs::remove_file(&statistics).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", &statistics).unwrap();
+    assert_eq!(provider.usage(&machine).await.unwrap().sent_bytes, 0);
+    std::fs::remove_file(&statistics).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&statistics).status().unwrap().success());
+    assert_eq!(provider.usage(&machine).await.unwrap().sent_bytes, 0);
+    assert!(matches!(provider.terminate(&machine).await.unwrap(), Termination::Gone(_)));
+    provider.stop_all().await;
 }

@@ -151,6 +151,7 @@ async fn whatever_is_posted_is_made_once_when_its_answer_is_lost() {
             json!({ "until": until, "reason": "x" }),
         ),
         ("/api/seedbox/resources/{id}/rotate-credentials", &buyer, format!("{owned}/rotate-credentials"), json!({})),
+        ("/api/seedbox/resources/{id}/restart", &buyer, format!("{owned}/restart"), json!({})),
         ("/api/seedbox/resources/{id}/upgrade", &buyer, format!("{owned}/upgrade"), json!({ "plan_id": dearer })),
         ("/api/seedbox/resources/{id}/suspend", &buyer, format!("{owned}/suspend"), json!({})),
         ("/api/seedbox/resources/{id}/resume", &buyer, format!("{owned}/resume"), json!({})),

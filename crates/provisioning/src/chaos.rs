@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::{
     Billed, Capabilities, Credentials, Error, Machine, MachineSpec, MachineStatus, ProvisioningProvider, ResourceRef,
-    Result, SuspendMode, Termination,
+    Result, SuspendMode, Termination, Usage,
 };
 
 /// What happens to a call.
@@ -103,6 +103,14 @@ impl<P: ProvisioningProvider> ProvisioningProvider for Chaos<P> {
 
     async fn rotate_credentials(&self, resource_ref: &ResourceRef, credentials: &Credentials) -> Result<()> {
         self.trouble(|| self.inner.rotate_credentials(resource_ref, credentials)).await
+    }
+
+    async fn restart(&self, resource_ref: &ResourceRef) -> Result<()> {
+        self.trouble(|| self.inner.restart(resource_ref)).await
+    }
+
+    async fn usage(&self, resource_ref: &ResourceRef) -> Result<Usage> {
+        self.trouble(|| self.inner.usage(resource_ref)).await
     }
 
     async fn resize(&self, resource_ref: &ResourceRef, size: &str) -> Result<()> {

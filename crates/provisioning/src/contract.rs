@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::{
     Credentials, Error, Machine, MachineSpec, MachineState, ProvisioningProvider, ResourceRef, SuspendMode,
-    Termination, node,
+    Termination, Usage, node,
 };
 
 /// How a test tries what the owner of a box would.
@@ -177,6 +177,35 @@ impl<P: Probe> Run<'_, P> {
         self.end(&machine).await;
     }
 
+    async fn restart_keeps_the_login(&self) {
+        let (spec, machine, web_url) = self.running().await;
+        let session = self.probe.login(&machine, &web_url, &spec.credentials).await.expect("the login works");
+        for _ in 0..2 {
+            insist("restart", || self.provider.restart(&machine.resource_ref)).await;
+            self.probe.login(&machine, &web_url, &spec.credentials).await.expect("the same login, at once");
+        }
+        assert!(!self.probe.session_is_good(&session).await, "it is another client");
+        self.suspend(&machine, SuspendMode::Service).await;
+        self.refuses("while suspended", || self.provider.restart(&machine.resource_ref)).await;
+        assert_eq!(insist("status", || self.provider.status(&machine.resource_ref)).await.state, MachineState::Stopped);
+        self.end(&machine).await;
+    }
+
+    async fn usage_is_counted_upwards(&self) {
+        let (_, machine, _) = self.running().await;
+        let usage = || insist("usage", || self.provider.usage(&machine.resource_ref));
+        let (first, second) = (usage().await, usage().await);
+        assert!(first.disk_total_bytes > 0 && first.disk_used_bytes <= first.disk_total_bytes, "{first:?}");
+        assert!(!first.count.is_empty() && first.count == second.count, "{first:?} {second:?}");
+        let counted = |usage: &Usage| (usage.received_bytes, usage.sent_bytes);
+        assert!(
+            counted(&first).0 <= counted(&second).0 && counted(&first).1 <= counted(&second).1,
+            "{first:?} {second:?}"
+        );
+        self.end(&machine).await;
+        assert!(self.provider.usage(&machine.resource_ref).await.is_err(), "nothing is known of what is gone");
+    }
+
     async fn resize_keeps_the_login(&self) {
         let Some(other) = &self.other_size else {
             println!("{}: SKIPPED resize_keeps_the_login, it offers one size only", self.provider.name());
@@ -230,6 +259,8 @@ impl<P: Probe> Run<'_, P> {
         let is_missing = |result: Result<(), Error>| !matches!(result, Ok(()));
         assert!(is_missing(self.provider.suspend(&nowhere, SuspendMode::Service).await), "nothing to suspend");
         assert!(is_missing(self.provider.resume(&nowhere).await), "nothing to resume");
+        assert!(is_missing(self.provider.restart(&nowhere).await), "nothing to restart");
+        assert!(is_missing(self.provider.usage(&nowhere).await.map(drop)), "nothing to count");
         let found = insist("find", || self.provider.find(Uuid::now_v7())).await;
         assert_eq!(found, None);
     }
@@ -257,6 +288,8 @@ pub async fn run_all<P: Probe>(provider: &dyn ProvisioningProvider, probe: &P) {
         the_delivered_login_works,
         suspend_cuts_and_resume_restores,
         rotation_ends_the_old_login,
+        restart_keeps_the_login,
+        usage_is_counted_upwards,
         resize_keeps_the_login,
         terminate_leaves_nothing,
         what_is_not_there_is_said_so,

@@ -94,6 +94,21 @@ pub struct MachineStatus {
     pub size: Option<String>,
 }
 
+/// What a box uses, counted where it is: the answer of [`ProvisioningProvider::usage`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Usage {
+    /// What the data of the client and its owner takes of the disk, in bytes.
+    pub disk_used_bytes: u64,
+    /// How much of the disk that data could take in all, in bytes.
+    pub disk_total_bytes: u64,
+    /// Bytes that came in since the counters began.
+    pub received_bytes: u64,
+    /// Bytes that went out since the counters began.
+    pub sent_bytes: u64,
+    /// A name for this count: another one when the counters have begun at nothing again, as after a reboot.
+    pub count: String,
+}
+
 /// How much a suspension cuts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -274,6 +289,13 @@ pub trait ProvisioningProvider: Send + Sync + fmt::Debug {
     /// Makes `credentials` the only login. When this returns the old password and every session opened with it are dead
     /// and the service answers again. [`Error::Refused`] while suspended.
     async fn rotate_credentials(&self, resource_ref: &ResourceRef, credentials: &Credentials) -> Result<()>;
+
+    /// Stops the client and starts it again; when this returns it answers, with the login it had. Open sessions end.
+    /// [`Error::Refused`] while suspended.
+    async fn restart(&self, resource_ref: &ResourceRef) -> Result<()>;
+
+    /// What the box uses now. Counts traffic by what the place itself knows: a whole machine's interface, or a client's word.
+    async fn usage(&self, resource_ref: &ResourceRef) -> Result<Usage>;
 
     /// Gives the machine another size, one of [`Capabilities::sizes`], and keeps its data and its login. `Ok` once it has
     /// that size and was started again; [`status`](Self::status) tells when it answers. [`Error::Refused`] while suspended,

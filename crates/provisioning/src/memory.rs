@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::{
     Billed, BilledKind, Capabilities, Credentials, Error, Machine, MachineSpec, MachineState, MachineStatus,
-    ProvisioningProvider, ResourceRef, Result, Size, SuspendMode, Termination, TorrentStance, WipeFact,
+    ProvisioningProvider, ResourceRef, Result, Size, SuspendMode, Termination, TorrentStance, Usage, WipeFact,
 };
 
 /// A verb of the trait, to script what goes wrong with it.
@@ -25,6 +25,8 @@ pub enum Verb {
     Suspend,
     Resume,
     RotateCredentials,
+    Restart,
+    Usage,
     Resize,
     Terminate,
     ListOwned,
@@ -39,6 +41,7 @@ struct Held {
     sessions_from: u64,
     polls_left: u32,
     stopped: bool,
+    usage: Usage,
 }
 
 #[derive(Debug, Default)]
@@ -114,6 +117,13 @@ impl MemoryProvider {
     /// The machine of a resource is lost, as by a fault upstream.
     pub fn lose(&self, id: Uuid) {
         self.state().boxes.remove(&id);
+    }
+
+    /// What a machine says it uses, from now on.
+    pub fn use_up(&self, id: Uuid, change: impl FnOnce(&mut Usage)) {
+        if let Some(one) = self.state().boxes.get_mut(&id) {
+            change(&mut one.usage);
+        }
     }
 
     /// Something beside the machines that costs from now on: a volume, a snapshot, a twin.
@@ -204,7 +214,15 @@ impl ProvisioningProvider for MemoryProvider {
         if let Entry::Vacant(place) = state.boxes.entry(spec.resource_id) {
             let password = spec.credentials.password.expose_secret().to_owned();
             let (size, region) = (spec.size.clone(), spec.region.clone());
-            place.insert(Held { password, size, region, sessions_from: 0, polls_left, stopped: false });
+            let disk_gb = SIZES.iter().find(|(name, ..)| *name == size).map_or(0, |(_, disk_gb, _)| *disk_gb);
+            let usage = Usage {
+                disk_used_bytes: 0,
+                disk_total_bytes: u64::from(disk_gb) * 1_000_000_000,
+                received_bytes: 0,
+                sent_bytes: 0,
+                count: "first".to_owned(),
+            };
+            place.insert(Held { password, size, region, sessions_from: 0, polls_left, stopped: false, usage });
             *state.made.entry(spec.resource_id).or_default() += 1;
         }
         Ok(machine(spec.resource_id))
@@ -253,6 +271,22 @@ impl ProvisioningProvider for MemoryProvider {
         one.password = credentials.password.expose_secret().to_owned();
         one.sessions_from = sessions;
         Ok(())
+    }
+
+    async fn restart(&self, resource_ref: &ResourceRef) -> Result<()> {
+        let mut state = self.begin(Verb::Restart)?;
+        let sessions = state.sessions;
+        let one = find(&mut state, resource_ref)?;
+        if one.stopped {
+            return Err(Error::Refused { why: "a suspended box is not restarted".to_owned() });
+        }
+        one.sessions_from = sessions;
+        Ok(())
+    }
+
+    async fn usage(&self, resource_ref: &ResourceRef) -> Result<Usage> {
+        let mut state = self.begin(Verb::Usage)?;
+        Ok(find(&mut state, resource_ref)?.usage.clone())
     }
 
     async fn resize(&self, resource_ref: &ResourceRef, size: &str) -> Result<()> {

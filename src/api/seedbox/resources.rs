@@ -5,6 +5,7 @@ use axum::{
     extract::State,
     http::{HeaderName, StatusCode, header},
 };
+use jiff::SignedDuration;
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -29,6 +30,7 @@ use crate::{
     ids::{AttemptId, OrderId, PlanId, ResourceId},
     money::Usd,
     seedbox::{Operation, Resource, Status, SuspendReason, operations, repository},
+    usage::{self, UsageSpan, UsageView},
 };
 
 pub(crate) fn routes() -> OpenApiRouter<App> {
@@ -38,6 +40,8 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(history))
         .routes(routes!(suspend))
         .routes(routes!(resume))
+        .routes(routes!(restart))
+        .routes(routes!(usage_of))
         .routes(routes!(rotate_credentials))
         .routes(routes!(quote_upgrade, upgrade))
         .routes(routes!(terminate))
@@ -297,6 +301,65 @@ pub(crate) async fn resume(
         }
     }
     request(&app, &resource, attempt, Operation::Resume, SuspendReason::User.as_str(), &customer.cause()).await
+}
+
+/// Restart the torrent client. Its data and its login stay; every open session ends.
+#[utoipa::path(post, path = "/api/seedbox/resources/{id}/restart", tag = "seedboxes", params(("id" = ResourceId, Path)),
+    responses((status = 202, body = ResourceView), (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub(crate) async fn restart(
+    State(app): State<App>,
+    customer: Customer,
+    NewId(attempt): NewId,
+    Id(id): Id<Uuid>,
+) -> Result<(StatusCode, Json<ResourceView>), Problem> {
+    let resource = own_managed(&app, &customer, id).await?;
+    if resource.status != Status::Active {
+        return Err(Problem::conflict(format!("only an active box is restarted; this one is {}", resource.status)));
+    }
+    request(&app, &resource, attempt, Operation::Restart, "", &customer.cause()).await
+}
+
+/// How far back, and by what.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+struct UsageParameters {
+    /// How many days back, 1 to 400; 30 if left out. Of hours 35 days are kept.
+    days: Option<i64>,
+    /// Whether `spans` are hours instead of days.
+    hours: Option<bool>,
+}
+
+/// What a box uses: now, and in each hour or day.
+#[derive(Serialize, ToSchema)]
+struct UsageAnswer {
+    /// What is known now; `null` as long as nobody has counted, which begins when the box runs.
+    now: Option<UsageView>,
+    /// The hours or days, oldest first; those in which nobody counted are left out.
+    spans: Vec<UsageSpan>,
+}
+
+/// What a box uses: disk, and what came in and went out. Counted every quarter of an hour while it runs.
+#[utoipa::path(get, path = "/api/seedbox/resources/{id}/usage", tag = "seedboxes",
+    params(("id" = ResourceId, Path), UsageParameters),
+    responses((status = 200, body = UsageAnswer), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
+async fn usage_of(
+    State(app): State<App>,
+    customer: Customer,
+    Id(id): Id<Uuid>,
+    Parameters(asked): Parameters<UsageParameters>,
+) -> Result<Json<UsageAnswer>, Problem> {
+    let resource = own_managed(&app, &customer, id).await?;
+    let days = asked.days.unwrap_or(30);
+    if !(1..=400).contains(&days) {
+        return Err(Problem::bad_input("`days` is 1 to 400"));
+    }
+    let now = app.now();
+    let since = Time(now.0 - SignedDuration::from_hours(24 * days));
+    let spans = match asked.hours {
+        Some(true) => usage::hours(&app.pool, resource.id, since).await?,
+        _ => usage::days(&app.pool, resource.id, since).await?,
+    };
+    Ok(Json(UsageAnswer { now: usage::of(&app.pool, resource.id, now).await?, spans }))
 }
 
 /// Replace the password. The old one and every open session end.

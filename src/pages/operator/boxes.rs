@@ -28,6 +28,7 @@ use crate::{
         page, page_with,
         show::{self, Badge, When},
         status_of,
+        usage::{self, Used},
         visitor::{Acting, Person, Reading, url_encoded},
     },
     seedbox::{Resource, Status, SuspendReason, fleet, operations, operations::Attempt, repository},
@@ -119,6 +120,7 @@ struct BoxPage {
     said: Option<Said>,
     may_act: bool,
     resource: Resource,
+    used: Option<Used>,
     email: String,
     badge: Badge,
     since: When,
@@ -182,6 +184,7 @@ async fn box_page(app: &App, person: &Person, id: Uuid, said: Option<Said>) -> R
         can_end: managed && !over,
         can_refund: managed && resource.charged_total > 0,
         form_id: Uuid::now_v7(),
+        used: usage::of(app, id).await?,
         resource,
     })
 }

@@ -26,6 +26,7 @@ use crate::{
         operations::{self, Outcome},
         plans, repository,
     },
+    usage,
 };
 
 impl Step<'_> {
@@ -164,6 +165,7 @@ impl Step<'_> {
         if let Some(order) = self.resource.order_id {
             orders::fulfil_in(&mut tx, order, now, &cause).await?;
         }
+        usage::begin_in(&mut tx, self.resource.id, now).await?;
         operations::finish_in(&mut tx, self.attempt.id, Outcome::Done, None, now).await?;
         repository::wake_account_in(&mut tx, self.resource.user_id, now).await?;
         mailer::notify_in(&mut tx, templates::box_ready(&self.resource, paid_until), now).await?;

@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 use crate::{
     Billed, BilledKind, Capabilities, Credentials, Error, Machine, MachineSpec, MachineState, MachineStatus,
-    ProvisioningProvider, ResourceRef, Result, Size, SuspendMode, Termination, TorrentStance, WipeFact,
+    ProvisioningProvider, ResourceRef, Result, Size, SuspendMode, Termination, TorrentStance, Usage, WipeFact,
     node::{
         access::{NodeAccess, NodeAnswer},
         image,
@@ -342,6 +342,28 @@ fn dashed(address: IpAddr) -> String {
     address.to_string().replace(['.', ':'], "-")
 }
 
+/// The address in what a node reports as its own: `https://203.0.113.7` or `https://203-0-113-7.<domain>`.
+fn reported_address(web_url: &str) -> Option<IpAddr> {
+    let url = reqwest::Url::parse(web_url).ok()?;
+    let host = url.host_str()?;
+    let dashes = || host.split_once('.').and_then(|(name, _)| name.replace('-', ".").parse().ok());
+    host.parse().ok().or_else(dashes)
+}
+
+/// What a node says that it uses.
+fn usage_of(answer: &NodeAnswer) -> Option<Usage> {
+    let number = |name: &str| answer.value(name)?.parse::<u64>().ok();
+    let used = number("data_bytes")?;
+    Some(Usage {
+        disk_used_bytes: used,
+        disk_total_bytes: used.checked_add(number("disk_free_bytes")?)?,
+        received_bytes: number("rx_bytes_since_boot")?,
+        sent_bytes: number("tx_bytes_since_boot")?,
+        count: answer.value("boot_id").filter(|id| id.len() <= 64)?.to_owned(),
+    })
+    .filter(|_| answer.exit_code == 0)
+}
+
 #[async_trait]
 impl ProvisioningProvider for DigitalOcean {
     fn name(&self) -> &'static str {
@@ -499,6 +521,27 @@ impl ProvisioningProvider for DigitalOcean {
         // The node is sent a hash: it never hears the password, and nobody on the way does.
         let argument = image::password_hash_argument(&credentials.password);
         self.have_node(target, &droplet, image::ROTATE, Some(&argument)).await
+    }
+
+    async fn restart(&self, resource_ref: &ResourceRef) -> Result<()> {
+        let (target, droplet) = self.present(resource_ref).await?;
+        if droplet.status != "active" || droplet.has_tag(SUSPENDED_TAG) {
+            return Err(Error::Refused { why: "a suspended box is not restarted".to_owned() });
+        }
+        self.have_node(target, &droplet, image::RESTART, None).await
+    }
+
+    /// Asks the node alone, at the address that it reported: a fleet that is counted each hour must not use up the calls that
+    /// the API allows. A machine that is not this node has another host key and is not asked.
+    async fn usage(&self, resource_ref: &ResourceRef) -> Result<Usage> {
+        let target = Target::parse(resource_ref).ok_or_else(|| Error::NotFound(resource_ref.clone()))?;
+        let report = self.nodes.report(target.resource_id).await?;
+        let address = report.and_then(|report| reported_address(&report.web_url?));
+        let address = address.ok_or_else(|| Error::transient("the node has not reported its address"))?;
+        let answer = self.nodes.run(target.resource_id, address, image::USAGE, None).await?;
+        usage_of(&answer).ok_or_else(|| {
+            Error::transient(format!("the node does not say what it uses: {}", first_words(&answer.output)))
+        })
     }
 
     async fn resize(&self, resource_ref: &ResourceRef, size: &str) -> Result<()> {

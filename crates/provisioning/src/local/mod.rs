@@ -21,11 +21,12 @@ use uuid::Uuid;
 
 use crate::{
     Capabilities, Credentials, Error, Machine, MachineSpec, MachineState, MachineStatus, ProvisioningProvider,
-    ResourceRef, Result, Size, SuspendMode, Termination, TorrentStance,
+    ResourceRef, Result, Size, SuspendMode, Termination, TorrentStance, Usage,
     node::qbittorrent::{self, Login},
 };
 
 mod process;
+mod usage;
 mod wipe;
 
 /// How long a client may take to answer after it was started.
@@ -469,6 +470,34 @@ impl Inner {
         changed().map_err(|error| io("cannot change", &path, &error))
     }
 
+    fn restart(&self, id: Uuid) -> Result<()> {
+        let _held = self.lock(&id.to_string())?;
+        let file = self.present(id)?;
+        if file.desired != Desired::Running {
+            return Err(Error::Refused { why: "a suspended box is not restarted".to_owned() });
+        }
+        process::stop(&self.folder(id), file.uid);
+        self.start_and_wait(&file)
+    }
+
+    /// Traffic as the client counts it: boxes share the machine's interface.
+    fn usage(&self, id: Uuid) -> Result<Usage> {
+        let file = self.present(id)?;
+        let data = self.folder(id).join("data");
+        let (used, free) = usage::of_disk(&data).map_err(|error| io("cannot look at", &data, &error))?;
+        let size = size(&file.size).map_or(u64::MAX, |size| u64::from(size.disk_gb) * 1_000_000_000);
+        let statistics = self.config_path(id).with_file_name(qbittorrent::STATISTICS_FILE);
+        let transferred = usage::statistics(&statistics).map_err(|error| io("cannot read", &statistics, &error))?;
+        Ok(Usage {
+            disk_used_bytes: used,
+            // Nothing keeps a box to its size here; the machine's disk does.
+            disk_total_bytes: size.min(used.saturating_add(free)).max(used),
+            received_bytes: transferred.received_bytes,
+            sent_bytes: transferred.sent_bytes,
+            count: format!("client {id}"),
+        })
+    }
+
     fn resize(&self, id: Uuid, name: &str) -> Result<()> {
         let _held = self.lock(&id.to_string())?;
         let size = size(name)?;
@@ -550,6 +579,16 @@ impl ProvisioningProvider for LocalProvider {
         let id = id_of(resource_ref).ok_or_else(|| Error::NotFound(resource_ref.clone()))?;
         let credentials = credentials.clone();
         self.blocking(move |inner| inner.rotate(id, &(&credentials).into())).await
+    }
+
+    async fn restart(&self, resource_ref: &ResourceRef) -> Result<()> {
+        let id = id_of(resource_ref).ok_or_else(|| Error::NotFound(resource_ref.clone()))?;
+        self.blocking(move |inner| inner.restart(id)).await
+    }
+
+    async fn usage(&self, resource_ref: &ResourceRef) -> Result<Usage> {
+        let id = id_of(resource_ref).ok_or_else(|| Error::NotFound(resource_ref.clone()))?;
+        self.blocking(move |inner| inner.usage(id)).await
     }
 
     async fn resize(&self, resource_ref: &ResourceRef, size: &str) -> Result<()> {

@@ -41,7 +41,8 @@ pub(super) const USER_DATA: &str = include_str!("image/user-data.yaml");
 /// `no`), `disk_total_bytes`, `disk_free_bytes`, and `wiped yes` after a [`WIPE`].
 pub const STATUS: &str = "status";
 
-/// Says what the box uses: `rx_bytes_since_boot`, `tx_bytes_since_boot`, `uptime_seconds`, `load`, `data_bytes`.
+/// Says what the box uses: `rx_bytes_since_boot`, `tx_bytes_since_boot`, `uptime_seconds`, `load`, `boot_id`, `data_bytes`,
+/// `disk_free_bytes`.
 pub const USAGE: &str = "usage";
 
 /// Stops the client, so that a restart of the machine does not start it: with [`SUSPEND_SERVICE`] or [`SUSPEND_EVERYTHING`].
@@ -56,13 +57,16 @@ pub const SUSPEND_EVERYTHING: &str = "everything";
 /// Undoes [`SUSPEND`]; answered once the client answers.
 pub const RESUME: &str = "resume";
 
+/// Stops the client and starts it; answered once it answers.
+pub const RESTART: &str = "restart";
+
 /// Gives the client the password of [`password_hash_argument`] and ends its sessions; answered once the client answers.
 pub const ROTATE: &str = "rotate";
 
 /// Deletes everything of the client and its owner, and says what; the client does not start again.
 pub const WIPE: &str = "wipe";
 
-/// What [`ROTATE`] exits with on a box that is suspended; it keeps its password then.
+/// What [`ROTATE`] and [`RESTART`] exit with on a box that is suspended; it stays as it is then.
 pub const EXIT_SUSPENDED: u32 = 75;
 
 /// What a node's gate does: the actions of [`MANIFEST`], in its order.
@@ -114,7 +118,7 @@ mod tests {
     #[test]
     fn the_manifest_and_the_names_agree() {
         let names: Vec<_> = actions().iter().map(|action| action.name.as_str()).collect();
-        for name in [STATUS, USAGE, SUSPEND, RESUME, ROTATE, WIPE] {
+        for name in [STATUS, USAGE, SUSPEND, RESUME, RESTART, ROTATE, WIPE] {
             assert!(names.contains(&name), "{name}");
         }
         let action = |name: &str| actions().iter().find(|action| action.name == name).unwrap();
@@ -139,6 +143,7 @@ seedbox-mgr ALL=(root) NOPASSWD: /usr/sbin/seedplane-node usage
 seedbox-mgr ALL=(root) NOPASSWD: /usr/sbin/seedplane-node suspend service
 seedbox-mgr ALL=(root) NOPASSWD: /usr/sbin/seedplane-node suspend everything
 seedbox-mgr ALL=(root) NOPASSWD: /usr/sbin/seedplane-node resume
+seedbox-mgr ALL=(root) NOPASSWD: /usr/sbin/seedplane-node restart
 seedbox-mgr ALL=(root) NOPASSWD: /usr/sbin/seedplane-node rotate *
 seedbox-mgr ALL=(root) NOPASSWD: /usr/sbin/seedplane-node wipe
 ";

@@ -114,6 +114,96 @@ pub fn with_max_connections(configuration: &str, max_connections: u32) -> String
     lines.join("\n") + "\n"
 }
 
+/// What a client has received and sent in its life, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Transferred {
+    /// Received.
+    pub received_bytes: u64,
+    /// Sent.
+    pub sent_bytes: u64,
+}
+
+/// The file beside the configuration in which the client keeps what it has transferred. It writes it when it ends, and every
+/// quarter of an hour.
+pub const STATISTICS_FILE: &str = "qBittorrent-data.conf";
+
+/// Reads [`STATISTICS_FILE`]; `None` if it does not say. The value is a `QVariantHash` as `QDataStream` of Qt 4.0 writes it:
+/// <https://doc.qt.io/qt-6/datastreamformat.html>.
+pub fn transferred(statistics: &str) -> Option<Transferred> {
+    let value = statistics.lines().find_map(|line| line.strip_prefix("AllStats="))?.trim_matches('"');
+    let bytes = unescape(value.strip_prefix("@Variant(")?.strip_suffix(')')?)?;
+    let mut left = bytes.as_slice();
+    const HASH: u32 = 28;
+    let mut found = Transferred::default();
+    if take_number(&mut left)? != HASH {
+        return None;
+    }
+    for _ in 0..take_number(&mut left)?.min(16) {
+        let length = take_number(&mut left)?;
+        let name = take(&mut left, length.try_into().ok()?)?;
+        let name: Vec<u16> = name.chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]])).collect();
+        // A signed or an unsigned whole number of 64 bits.
+        if !matches!(take_number(&mut left)?, 4 | 5) {
+            return None;
+        }
+        let count = u64::from_be_bytes(take(&mut left, 8)?.try_into().ok()?);
+        match String::from_utf16_lossy(&name).as_str() {
+            "AlltimeDL" => found.received_bytes = count,
+            "AlltimeUL" => found.sent_bytes = count,
+            _ => {}
+        }
+    }
+    // More than anybody can move is no count.
+    (found.received_bytes.max(found.sent_bytes) < 1 << 62).then_some(found)
+}
+
+fn take<'a>(left: &mut &'a [u8], length: usize) -> Option<&'a [u8]> {
+    let (taken, rest) = left.split_at_checked(length)?;
+    *left = rest;
+    Some(taken)
+}
+
+fn take_number(left: &mut &[u8]) -> Option<u32> {
+    Some(u32::from_be_bytes(take(left, 4)?.try_into().ok()?))
+}
+
+/// The bytes of a value in an INI file of Qt: <https://doc.qt.io/qt-6/qsettings.html#Format-enum>.
+fn unescape(value: &str) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut left = value.chars().peekable();
+    while let Some(character) = left.next() {
+        let plain = if character != '\\' {
+            u32::from(character)
+        } else {
+            match left.next()? {
+                'a' => 7,
+                'b' => 8,
+                't' => 9,
+                'n' => 10,
+                'v' => 11,
+                'f' => 12,
+                'r' => 13,
+                'x' => number_in(&mut left, 16)?,
+                '0' => number_in(&mut left, 8).unwrap_or(0),
+                quoted @ ('"' | '\'' | '?' | '\\') => u32::from(quoted),
+                _ => return None,
+            }
+        };
+        bytes.push(u8::try_from(plain).ok()?);
+    }
+    Some(bytes)
+}
+
+/// The digits that come next.
+fn number_in(left: &mut std::iter::Peekable<std::str::Chars<'_>>, radix: u32) -> Option<u32> {
+    let mut number = None;
+    while let Some(digit) = left.peek().and_then(|next| next.to_digit(radix)) {
+        number = Some(number.unwrap_or(0_u32).checked_mul(radix)?.checked_add(digit)?);
+        left.next();
+    }
+    number
+}
+
 /// Why the web API did not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
@@ -268,6 +358,38 @@ mod tests {
 
     fn credentials(password: &str) -> Credentials {
         Credentials { username: "seed".to_owned(), password: SecretString::from(password.to_owned()) }
+    }
+
+    /// As 4.5.2 wrote it.
+    const STATISTICS: &str = r"[Stats]
+AllStats=@Variant(\0\0\0\x1c\0\0\0\x2\0\0\0\x12\0\x41\0l\0l\0t\0i\0m\0\x65\0\x44\0L\0\0\0\x4\0\0\0\0\0\x1\x3x\0\0\0\x12\0\x41\0l\0l\0t\0i\0m\0\x65\0U\0L\0\0\0\x4\0\0\0\0\0\x1f\x86\x8d)
+";
+
+    #[test]
+    fn the_client_says_what_it_has_transferred() {
+        let expected = Some(Transferred { received_bytes: 66_424, sent_bytes: 2_066_061 });
+        assert_eq!(transferred(STATISTICS), expected);
+        let quoted = STATISTICS.replace("@Variant(", "\"@Variant(").replace("x8d)", "x8d)\"");
+        assert_eq!(transferred(&quoted), expected);
+        // Characters above 127 as newer ones write them.
+        assert_eq!(transferred(&STATISTICS.replace("\\x86\\x8d", "\u{86}\u{8d}")), expected);
+        let negative = STATISTICS.replace("\\x4\\0\\0\\0\\0\\0\\x1f", "\\x4\\xff\\xff\\xff\\xff\\xff\\x1f");
+        for wrong in ["", "[Stats]", "AllStats=1", &STATISTICS[..90], &STATISTICS.replace("\\x1c", "\\x1b"), &negative] {
+            assert_eq!(transferred(wrong), None, "{wrong}");
+        }
+    }
+
+    proptest::proptest! {
+        /// It is a file of the box's owner, who can write anything.
+        #[test]
+        fn whatever_stands_in_the_statistics_is_read_without_harm(bytes in ".{0,200}", at in 0..200_usize) {
+            transferred(&format!("AllStats=@Variant({bytes})"));
+            let mut changed = STATISTICS.to_owned();
+            if changed.is_char_boundary(at.min(changed.len())) {
+                changed.insert_str(at.min(STATISTICS.len()), &bytes);
+            }
+            transferred(&changed);
+        }
     }
 
     #[test]

@@ -120,6 +120,19 @@ impl Boxes {
                 return Ok(answer);
             }
             image::SUSPEND => self.local.suspend(&machine, mode(node.suspended)).await?,
+            image::USAGE => {
+                let usage = self.local.usage(&machine).await?;
+                answer.output = format!(
+                    "rx_bytes_since_boot {}\ntx_bytes_since_boot {}\nboot_id {}\ndata_bytes {}\ndisk_free_bytes {}\n",
+                    usage.received_bytes,
+                    usage.sent_bytes,
+                    usage.count,
+                    usage.disk_used_bytes,
+                    usage.disk_total_bytes - usage.disk_used_bytes,
+                );
+                return Ok(answer);
+            }
+            image::RESTART => self.local.restart(&machine).await?,
             image::RESUME => self.local.resume(&machine).await?,
             image::ROTATE => {
                 let login = Login { username: node.username.clone(), password_hash: node.password_hash.clone() };

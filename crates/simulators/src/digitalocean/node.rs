@@ -101,6 +101,16 @@ impl Node {
                 let answers = if self.answers() { "yes" } else { "no" };
                 answer(0, &format!("seedbox-node 1\nsuspended {suspended}\nclient active\nanswers {answers}\n"))
             }
+            (image::USAGE, None) => {
+                let boot_id = self.id;
+                answer(
+                    0,
+                    &format!(
+                        "rx_bytes_since_boot 0\ntx_bytes_since_boot 0\nuptime_seconds 60\nload 0.00 0.00 0.00\n\
+                         boot_id {boot_id}\ndata_bytes 0\ndisk_free_bytes 20000000000\n"
+                    ),
+                )
+            }
             (image::SUSPEND, Some(word)) => {
                 self.suspended = match word {
                     image::SUSPEND_EVERYTHING => Suspended::Everything,
@@ -111,6 +121,11 @@ impl Node {
             }
             (image::RESUME, None) => {
                 self.suspended = Suspended::No;
+                answer(0, "")
+            }
+            (image::RESTART, None) if self.suspended != Suspended::No => answer(image::EXIT_SUSPENDED, "suspended\n"),
+            (image::RESTART, None) => {
+                self.sessions_from = self.sessions;
                 answer(0, "")
             }
             (image::ROTATE, Some(_)) if self.suspended != Suspended::No => answer(image::EXIT_SUSPENDED, "suspended\n"),

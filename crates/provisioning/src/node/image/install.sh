@@ -85,6 +85,5 @@ printf 'https://%s\n' "$name" >/etc/seedplane/web_url
 
 systemctl daemon-reload
 systemctl enable -q nftables fail2ban caddy seedbox seedplane-state
-# A start fails now and then because a unit's last cgroup is not gone yet (systemd issue 41278); the next one does not.
-systemctl restart nftables seedplane-state fail2ban seedbox caddy || { sleep 2 && systemctl restart nftables seedplane-state fail2ban seedbox caddy; }
+systemctl restart nftables seedplane-state fail2ban seedbox caddy
 systemctl try-reload-or-restart ssh

@@ -67,8 +67,10 @@ usage() {
     done
     printf 'uptime_seconds %s\n' "$(cut -d. -f1 /proc/uptime)"
     printf 'load %s\n' "$(cut -d' ' -f1-3 /proc/loadavg)"
+    printf 'boot_id %s\n' "$(cat /proc/sys/kernel/random/boot_id)"
     bytes=$(du -sB1 "$home/data" 2>/dev/null | cut -f1)
     printf 'data_bytes %s\n' "${bytes:-0}"
+    df -B1 --output=avail "$home" | sed -n '2s/^ *\([0-9]*\)$/disk_free_bytes \1/p'
 }
 
 suspend() { # service or everything
@@ -79,14 +81,11 @@ suspend() { # service or everything
     apply_firewall || stop 1 'the firewall does not follow'
 }
 
-# A start fails now and then because the unit's last cgroup is not gone yet (systemd issue 41278); the next one does not.
-start_client() { systemctl start "$unit" || { sleep 2 && systemctl start "$unit"; }; }
-
 resume() {
     [ ! -e "$state/wiped" ] || stop 1 'the box is wiped'
     rm -f "$state/suspended" || stop 1 'the state cannot be written'
     apply_firewall || stop 1 'the firewall does not follow'
-    start_client || stop 1 'the client does not start'
+    systemctl start "$unit" || stop 1 'the client does not start'
     wait_until_it_answers || stop 1 'the client was started and does not answer'
 }
 
@@ -120,8 +119,17 @@ rotate() { # <salt>.<key>, both in base64
     # A client that runs writes its configuration anew when it ends, and sessions end with it only.
     systemctl stop "$unit" || stop 1 'the client does not stop'
     write_password || stop 1 'the configuration cannot be written: the client is stopped and keeps its password'
-    start_client || stop 1 'the client does not start'
+    systemctl start "$unit" || stop 1 'the client does not start'
     wait_until_it_answers || stop 1 'the client has its new password and does not answer'
+}
+
+restart() {
+    # 75: the box is suspended and stays so.
+    [ ! -e "$state/suspended" ] || stop 75 'the box is suspended'
+    [ ! -e "$state/wiped" ] || stop 1 'the box is wiped'
+    systemctl stop "$unit" || stop 1 'the client does not stop'
+    systemctl start "$unit" || stop 1 'the client does not start'
+    wait_until_it_answers || stop 1 'the client was started and does not answer'
 }
 
 wipe() {
@@ -145,8 +153,8 @@ wipe() {
 }
 
 case $#:${1-} in
-    1:status | 1:usage | 1:resume | 1:wipe) "$1" ;;
+    1:status | 1:usage | 1:resume | 1:restart | 1:wipe) "$1" ;;
     1:apply) apply_firewall ;;
     2:suspend | 2:rotate) "$1" "$2" ;;
-    *) stop 2 'usage: seedplane-node status | usage | suspend service|everything | resume | rotate <hash> | wipe' ;;
+    *) stop 2 'usage: seedplane-node status | usage | suspend service|everything | resume | restart | rotate <hash> | wipe' ;;
 esac
