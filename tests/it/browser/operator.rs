@@ -14,9 +14,12 @@ const PASSWORD: &str = "a long enough password";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_sees_what_needs_a_person_and_does_it() {
-    let mut trial = Trial::start_in(temporary("operator").join("data"), "127.0.0.1:0");
-    let made = command(&trial.data, &["operator", "create", "op@example.org"], &format!("{PASSWORD}\n"));
-    assert!(made.status.success(), "{}", said(&made));
+    let arguments = ["--listen", "127.0.0.1:0", "--two-person-rule", "true"];
+    let mut trial = Trial::start_with(temporary("operator").join("data"), &arguments);
+    for email in ["op@example.org", "second@example.org"] {
+        let made = command(&trial.data, &["operator", "create", email], &format!("{PASSWORD}\n"));
+        assert!(made.status.success(), "{}", said(&made));
+    }
 
     // A customer with a box, and a payment that came short.
     let buyer = trial.sign_up().await;
@@ -96,6 +99,43 @@ async fn an_operator_sees_what_needs_a_person_and_does_it() {
     operator.press("Give credit").await;
     operator.until("Promotional credit").await;
     operator.looked_at("customer").await;
+
+    // A payout waits for somebody else, who sees exactly what it comes to; what is done to a box that was ticked does not.
+    operator.press_summary("Pay out").await;
+    operator.fill("#payout-amount", "2.00").await;
+    operator.fill("#payout-reason", "asked for in ticket 7").await;
+    operator.press("Set aside for a payout").await;
+    operator.until("You asked for it, so another operator decides").await;
+    operator.looked_at("approval-asked").await;
+    operator.go("/operator/payments").await;
+    operator.until("Not to be sent before another operator has approved it").await;
+    operator.looked_at("payouts").await;
+    operator.go("/operator/boxes").await;
+    operator.find("input[name=box]").await.click().await.unwrap();
+    operator.find("#mass-action option[value=hold-7]").await.click().await.unwrap();
+    operator.press("Go on").await;
+    operator.until("It is done at once, to all of them or to none").await;
+    operator.looked_at("mass-action").await;
+    operator.fill("#mass-reason", "the data centre moves").await;
+    operator.press("Do it").await;
+    operator.until("It is asked for 1 box").await;
+    operator.until("held").await;
+    let mut second = Browser::open(&trial.base, "second-operator").await;
+    second.go("/operator").await;
+    second.fill("#email", "second@example.org").await;
+    second.fill("#password", PASSWORD).await;
+    second.find("main button").await.click().await.unwrap();
+    second.press("1 waits for a second person").await;
+    second.until("asked for in ticket 7").await;
+    second.looked_at("approvals").await;
+    second.press("Look at it and decide").await;
+    second.until("leave the customer's balance").await;
+    second.looked_at("approval").await;
+    second.fill("#decide-reason", "the ticket is theirs").await;
+    second.press("Approve it").await;
+    second.until("the ticket is theirs").await;
+    second.looked_at("approval-decided").await;
+    second.close().await;
 
     // Everything that was done stands in the log, which can be verified.
     operator.press("Audit log").await;
