@@ -41,6 +41,7 @@ pub(crate) mod mass_actions;
 pub(crate) mod money;
 pub(crate) mod plans;
 mod providers;
+mod runway;
 
 pub use drift::{DriftReport, ProviderLook, drift_report};
 pub use providers::{ProviderView, forbid_torrents, permit_torrents, providers};
@@ -54,6 +55,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .merge(plans::routes())
         .merge(providers::routes())
         .merge(drift::routes())
+        .merge(runway::routes())
         .routes(routes!(alerts))
         .routes(routes!(resolve_alert))
         .routes(routes!(show_resource))

@@ -42,16 +42,16 @@ fn wipe_notice_key(id: ResourceId, lapse: i32, index: usize) -> String {
 }
 
 /// An account as it was loaded: the rules' view of it, and the rows it came from.
-struct Loaded {
-    user: UserId,
+pub(super) struct Loaded {
+    pub(super) user: UserId,
     /// How often the balance lasted again.
     runway_dip: i32,
-    account: Account,
+    pub(super) account: Account,
     resources: HashMap<ResourceId, Resource>,
 }
 
 /// Loads accounts in a handful of statements, whatever their number.
-async fn load_in(
+pub(super) async fn load_in(
     connection: &mut PgConnection,
     users: &[UserId],
     now: Time,

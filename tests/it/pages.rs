@@ -60,6 +60,11 @@ fn field(page: &str, name: &str) -> String {
     rest.split('"').next().unwrap().to_owned()
 }
 
+/// A page as somebody sees it.
+pub async fn page_of(test: &TestApp, person: &Person, path: &str) -> String {
+    Visitor::of(test, person).await.get(path).await.text().await.unwrap()
+}
+
 #[tokio::test]
 async fn a_form_makes_one_thing_however_often_it_is_sent_and_asks_for_the_terms() {
     let test = TestApp::new().await;

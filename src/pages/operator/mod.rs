@@ -30,7 +30,11 @@ use crate::{
         chain::{self, Copy, Verification},
         events::{self, Event, LogFilter, LoggedEvent, Subject},
     },
-    billing::{adjustments, topups},
+    billing::{
+        adjustments,
+        runway::{self, Runways},
+        topups,
+    },
     clock::Time,
     jobs::{self, FailedJob},
     mailer,
@@ -119,6 +123,7 @@ struct Overview {
     given_up: usize,
     drift: i64,
     drift_monthly: Usd,
+    runways: Runways,
     alerts: Vec<AlertView>,
     providers: Vec<ProviderView>,
 }
@@ -162,6 +167,7 @@ async fn overview_page(app: &App, person: &Person, said: Option<Said>) -> Result
         failed_jobs: failed.len(),
         drift: drift.count,
         drift_monthly: drift.total_monthly_cost_cents,
+        runways: runway::look(app).await?,
         alerts: alerts::open(pool)
             .await?
             .into_iter()
