@@ -129,6 +129,8 @@ fn pages(trial: bool) -> Pages {
         .post("/operator/payouts/{id}/close", operator::money::close_payout)
         .get("/operator/plans", operator::plans::show)
         .post("/operator/plans", operator::plans::add)
+        .get("/operator/providers", operator::providers::show)
+        .post("/operator/providers/{provider}/permission", operator::providers::permit)
         .get("/operator/drift", operator::drift)
         .get("/operator/jobs", operator::failed_jobs)
         .post("/operator/jobs/retry", operator::retry_job)

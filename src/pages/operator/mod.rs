@@ -51,6 +51,7 @@ pub(super) mod boxes;
 pub(super) mod mass_actions;
 pub(super) mod money;
 pub(super) mod plans;
+pub(super) mod providers;
 
 /// How many things a page of a list shows.
 const PAGE: i64 = 50;
@@ -63,19 +64,20 @@ struct Tabs {
 
 impl Tabs {
     /// Path, name.
-    const ALL: [(&'static str, &'static str); 9] = [
+    const ALL: [(&'static str, &'static str); 10] = [
         ("/operator", "Overview"),
         ("/operator/approvals", "Approvals"),
         ("/operator/boxes", "Boxes"),
         ("/operator/customers", "Customers"),
         ("/operator/payments", "Payments"),
         ("/operator/plans", "Plans"),
+        ("/operator/providers", "Providers"),
         ("/operator/drift", "Drift"),
         ("/operator/jobs", "Jobs"),
         ("/operator/audit", "Audit log"),
     ];
 
-    fn all(self) -> [(&'static str, &'static str, bool); 9] {
+    fn all(self) -> [(&'static str, &'static str, bool); 10] {
         Self::ALL.map(|(path, name)| (path, name, path == self.current))
     }
 }

@@ -2,11 +2,13 @@
 //! the log that proves it.
 
 use reqwest::Method;
+use seedplane::accounts::{self, Role};
+use seedplane_provisioning::TorrentStance;
 use serde_json::json;
 
 use super::Browser;
 use crate::{
-    support::temporary,
+    support::{World, temporary},
     trial::{Trial, command, said},
 };
 
@@ -151,6 +153,9 @@ async fn an_operator_sees_what_needs_a_person_and_does_it() {
     operator.fill("input[name=reason]", "electricity costs more").await;
     operator.press("Set this price").await;
     operator.until("$16.00 a month").await;
+    operator.press("Providers").await;
+    operator.until("allowed by its terms").await;
+    operator.looked_at("providers").await;
     operator.press("Drift").await;
     operator.until("Nothing is deleted by itself").await;
     operator.looked_at("drift").await;
@@ -159,4 +164,63 @@ async fn an_operator_sees_what_needs_a_person_and_does_it() {
     operator.looked_at("jobs").await;
     operator.close().await;
     trial.stop().await;
+}
+
+/// What the trial has none of: a provider whose terms forbid torrents, and more boxes than one operator suspends alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_says_where_torrents_may_be_sold_and_asks_for_what_reaches_many() {
+    let mut world = World::new().await;
+    world.two_person_rule = true;
+    world.provider.offer(|offered| {
+        offered.torrent_stance = TorrentStance::Forbidden;
+        offered.sizes[0].regions = vec!["ams".to_owned(), "fra".to_owned()];
+    });
+    let test = world.start(true).await;
+    let person = test.person(Role::Operator).await;
+    let mut operator = Browser::open(&test.base, "asking").await;
+    operator.go("/operator/approvals").await;
+    let email = accounts::email_of(&test.app.pool, person.id).await.unwrap().unwrap();
+    operator.fill("#email", &email).await;
+    operator.fill("#password", PASSWORD).await;
+    operator.find("main button").await.click().await.unwrap();
+    operator.until("You are the only operator").await;
+    operator.looked_at("alone").await;
+    test.person(Role::Operator).await;
+    operator.press("Providers").await;
+    operator.until("not permitted, nothing is sold").await;
+    operator.press_summary("Permit torrents").await;
+    operator.looked_at("not-permitted").await;
+    operator.fill("input[name=reason]", "written consent of 2026-11-02, ticket 123").await;
+    operator.press("Torrents may be sold there").await;
+    operator.until("sold by your word").await;
+    let buyer = test.customer().await;
+    for _ in 0..6 {
+        test.active_box(&buyer, 1500).await;
+    }
+    operator.go("/operator/providers").await;
+    operator.press_summary("Take it back").await;
+    operator.until("No longer sold: Small").await;
+    operator.looked_at("permitted").await;
+
+    // The next month of none of them is covered.
+    test.advance(jiff::SignedDuration::from_hours(24 * 10)).await;
+    operator.go("/operator").await;
+    operator.until("Who runs out of money next").await;
+    operator.until("$90.00").await;
+    operator.looked_at("runway").await;
+    operator.go("/operator/boxes").await;
+    for number in 1..=6 {
+        let tick = format!("tbody tr:nth-child({number}) input[name=box]");
+        operator.find(&tick).await.click().await.unwrap();
+    }
+    operator.find("#mass-action option[value=suspend-operator]").await.click().await.unwrap();
+    operator.looked_at("boxes-ticked").await;
+    operator.press("Go on").await;
+    operator.until("So many at once wait for another operator").await;
+    operator.looked_at("mass-action-asks").await;
+    operator.fill("#mass-reason", "the data centre moves").await;
+    operator.press("Ask for approval").await;
+    operator.until("Waits for somebody else").await;
+    operator.looked_at("mass-action-asked").await;
+    operator.close().await;
 }
