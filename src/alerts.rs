@@ -58,6 +58,20 @@ pub async fn open(executor: impl PgExecutor<'_>) -> sqlx::Result<Vec<Alert>> {
     .await
 }
 
+/// Whether there is such an open alert.
+///
+/// # Errors
+/// Those of the database.
+pub async fn is_open(executor: impl PgExecutor<'_>, kind: &str, subject: &str) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(
+        r#"select exists (select from operator_alerts where kind = $1 and subject = $2 and resolved_at is null) as "open!""#,
+        kind,
+        subject
+    )
+    .fetch_one(executor)
+    .await
+}
+
 /// Marks an alert as dealt with. False if there is no such open alert.
 ///
 /// # Errors

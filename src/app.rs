@@ -40,6 +40,8 @@ pub struct App {
     pub public_url: Arc<str>,
     /// Whether this is the trial: a sandbox gateway, an inbox page and a clock that can be moved.
     pub trial: bool,
+    /// Whether payouts and what is done to many at once need the approval of a second operator.
+    pub two_person_rule: bool,
     /// Whether customers' servers may have addresses that are not the internet's.
     pub allow_private_servers: bool,
     /// The addresses that customers' servers see us come from, as `source-address` in certificates; any if not said.

@@ -24,6 +24,7 @@ const NAMES: &[(&str, &str)] = &[
     ("SEEDPLANE_DATA_DIR", "data-dir"),
     ("SEEDPLANE_POSTGRES_BIN", "postgres-bin"),
     ("SEEDPLANE_PRODUCTION", "production"),
+    ("SEEDPLANE_TWO_PERSON_RULE", "two-person-rule"),
     ("SEEDPLANE_BYOS_ALLOW_PRIVATE", "byos-allow-private"),
     ("SEEDPLANE_BYOS_SOURCE_ADDRESS", "byos-source-address"),
     ("SEEDPLANE_NODE_DOMAIN", "node-domain"),
@@ -188,6 +189,8 @@ pub struct Settings {
     pub issuer: Option<issuers::Settings>,
     /// Refuse everything that is only good for a trial.
     pub production: bool,
+    /// Whether payouts and what is done to many at once need a second operator; outside a trial if not set.
+    pub two_person_rule: Option<bool>,
     /// Whether customers' own servers may have private addresses; only in a trial if not set.
     pub byos_allow_private: Option<bool>,
     /// The addresses or networks that customers' servers see us come from, with commas between.
@@ -231,6 +234,10 @@ pub struct Flags {
     /// Refuse sandbox parts and weak settings [env: SEEDPLANE_PRODUCTION]
     #[arg(long, global = true, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
     pub production: Option<String>,
+    /// Payouts, and what is done to many at once, need the approval of a second operator [env: SEEDPLANE_TWO_PERSON_RULE]
+    /// [default: outside a trial]
+    #[arg(long, global = true, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
+    pub two_person_rule: Option<String>,
     /// Connect to customers' own servers at private addresses too [env: SEEDPLANE_BYOS_ALLOW_PRIVATE] [default: in a trial
     /// only]
     #[arg(long, global = true, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
@@ -375,6 +382,7 @@ impl Settings {
         };
         let production = switch("SEEDPLANE_PRODUCTION", &flags.production).unwrap_or(false);
         let sandbox_droplets = switch("SEEDPLANE_SANDBOX_DROPLETS", &flags.sandbox_droplets).unwrap_or(false);
+        let two_person_rule = switch("SEEDPLANE_TWO_PERSON_RULE", &flags.two_person_rule);
         let byos_allow_private = switch("SEEDPLANE_BYOS_ALLOW_PRIVATE", &flags.byos_allow_private);
         let database_url = get("DATABASE_URL", &None).map(SecretString::from);
         if database_url.as_ref().is_some_and(|url| !url.expose_secret().starts_with("postgres")) {
@@ -500,6 +508,7 @@ impl Settings {
             vault,
             issuer,
             production,
+            two_person_rule,
             byos_allow_private,
             byos_source_address,
             digitalocean,
@@ -726,6 +735,14 @@ mod tests {
             assert!(problems.iter().any(|problem| problem.contains(said)), "{said}: {problems:?}");
         }
         assert!(problems.iter().all(|problem| !problem.contains("dop_v1_0")), "no secret is repeated");
+    }
+
+    #[test]
+    fn the_two_person_rule_is_said_or_left_to_what_it_runs_as() {
+        let set =
+            |value: &str| live_but(&[("SEEDPLANE_TWO_PERSON_RULE", value)]).map(|settings| settings.two_person_rule);
+        assert_eq!((set(""), set("false"), set("true")), (Ok(None), Ok(Some(false)), Ok(Some(true))));
+        assert!(set("maybe").unwrap_err().iter().any(|problem| problem.contains("it is true or false")));
     }
 
     #[test]

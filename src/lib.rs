@@ -25,6 +25,7 @@ pub mod terms; // which terms somebody accepted
 pub mod usage; // what boxes use
 
 pub mod app; // what everything shares
+pub mod approvals; // what one operator asks for and another one approves
 pub mod byos; // customers' own servers: keys, connections, what is asked of them
 pub mod nodes; // the nodes on machines elsewhere: keys, reports, the way to them
 pub mod workers; // the background

@@ -337,6 +337,7 @@ impl Runtime {
             policy: Arc::new(Policy::default()),
             public_url: settings.public_url.as_str().into(),
             trial,
+            two_person_rule: settings.two_person_rule.unwrap_or(!trial),
             allow_private_servers: settings.byos_allow_private.unwrap_or(trial),
             byos_source_address: settings.byos_source_address.as_deref().map(Into::into),
             checkpoint_file: settings.data_dir.join(CHECKPOINT_FILE).into(),

@@ -9,6 +9,8 @@ mod sessions;
 mod tokens;
 mod totp;
 
+use std::collections::HashMap;
+
 use jiff::SignedDuration;
 use secrecy::SecretString;
 use serde_json::json;
@@ -298,6 +300,16 @@ pub async fn operator_by_email(pool: &PgPool, email: &str) -> sqlx::Result<Optio
 /// Those of the database.
 pub async fn email_of(pool: &PgPool, user: UserId) -> sqlx::Result<Option<String>> {
     sqlx::query_scalar!("select email from users where id = $1", user.0).fetch_optional(pool).await
+}
+
+/// The e-mail addresses of these people.
+///
+/// # Errors
+/// Those of the database.
+pub async fn emails_of(pool: &PgPool, users: &[UserId]) -> sqlx::Result<HashMap<UserId, String>> {
+    let users: Vec<Uuid> = users.iter().map(|user| user.0).collect();
+    let found = sqlx::query!("select id, email from users where id = any($1)", &users).fetch_all(pool).await?;
+    Ok(found.into_iter().map(|row| (row.id, row.email)).collect())
 }
 
 /// A person by their address, with why their balance is held, if it is.

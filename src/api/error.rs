@@ -109,6 +109,16 @@ impl Problem {
         )
     }
 
+    /// There is nobody else who could approve.
+    pub fn second_person_missing() -> Self {
+        Self::new(
+            StatusCode::CONFLICT,
+            "second-person-missing",
+            "this needs the approval of a second operator, and there is no other; nothing was done. Make one with `seedplane operator \
+             create EMAIL`, or turn the rule off with SEEDPLANE_TWO_PERSON_RULE=false in the settings of every copy",
+        )
+    }
+
     /// The token is not for this.
     pub fn scope_missing(one_of: &[Scope]) -> Self {
         let names: Vec<String> = one_of.iter().map(|scope| format!("`{scope}`")).collect();

@@ -1,13 +1,15 @@
 //! What operators do: every change with a reason.
 
 use axum::{Json, extract::State, http::StatusCode};
+use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
+use self::approvals::{Answer, Asked, Request};
 use super::{
     error::{Body, Id, Problem},
     idempotency::NewId,
@@ -16,33 +18,44 @@ use super::{
 use crate::{
     alerts::{self, Alert},
     app::App,
+    approvals::{Affected, Approval, Effects, boxes},
     audit::{
         chain::{self, Copy, Verification},
         events::{self, Cause, Event, Subject},
     },
     auth::{Operator, Reader},
-    billing::ledger::{self, LedgerCheck},
+    billing::{
+        ledger::{self, LedgerCheck},
+        sweep,
+    },
     clock::Time,
-    ids::ResourceId,
+    ids::{ResourceId, UserId},
+    money::Usd,
     seedbox::{Operation, Resource, Status, SuspendReason, repository},
 };
 
+pub(crate) mod approvals;
 mod byos;
 mod drift;
+pub(crate) mod mass_actions;
 pub(crate) mod money;
 pub(crate) mod plans;
 mod providers;
+mod runway;
 
 pub use drift::{DriftReport, ProviderLook, drift_report};
 pub use providers::{ProviderView, forbid_torrents, permit_torrents, providers};
 
 pub(crate) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
+        .merge(approvals::routes())
+        .merge(mass_actions::routes())
         .merge(money::routes())
         .merge(byos::routes())
         .merge(plans::routes())
         .merge(providers::routes())
         .merge(drift::routes())
+        .merge(runway::routes())
         .routes(routes!(alerts))
         .routes(routes!(resolve_alert))
         .routes(routes!(show_resource))
@@ -70,30 +83,101 @@ pub(crate) struct Resolve {
     pub(crate) reason: String,
 }
 
-/// Mark an alert as dealt with. Resolving `blast_limit` lets the sweep go on for an hour; resolving `clock_went_back` says that
-/// the clock is right now.
+/// The alert that stops the sweep: resolved, it goes on for an hour.
+pub(crate) const BLAST_LIMIT: &str = "blast_limit";
+
+/// Mark an alert as dealt with. Resolving `blast_limit` lets the sweep go on for an hour, and waits for a second person where the
+/// two-person rule is on; resolving `clock_went_back` says that the clock is right now.
 #[utoipa::path(post, path = "/api/operator/alerts/resolve", tag = "operator", request_body = Resolve,
-    responses((status = 204), (status = 404, body = Problem), (status = 422, body = Problem)))]
+    responses((status = 204), (status = 202, body = Approval, description = "It waits for a second person"),
+    (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
 pub(crate) async fn resolve_alert(
     State(app): State<App>,
     operator: Operator,
+    NewId(id): NewId,
     Body(body): Body<Resolve>,
-) -> Result<StatusCode, Problem> {
-    let cause = operator.cause(&body.reason)?;
-    let now = app.now();
+) -> Result<Answer<()>, Problem> {
+    let (cause, by) = (operator.cause(&body.reason)?, operator.principal.user_id);
+    if app.two_person_rule && body.kind == BLAST_LIMIT {
+        if let Some(answer) = approvals::asked_before(&app, id).await? {
+            return Ok(answer);
+        }
+        if !alerts::is_open(&app.pool, &body.kind, &body.subject).await? {
+            return Err(Problem::not_found("alert"));
+        }
+        let effects = blast_effects(&app).await?;
+        let asked = Asked {
+            summary: format!("Lift the blast limit for an hour: {}", boxes(effects.reaches.len())),
+            request: Request::BlastLimit { subject: body.subject.clone() },
+            subject: body.subject,
+            effects,
+        };
+        return approvals::ask(&app, id, asked, by, &cause).await;
+    }
     let mut tx = app.pool.begin().await?;
-    if !alerts::resolve_in(&mut tx, &body.kind, &body.subject, now).await? {
+    resolve_in(&mut tx, &body.kind, &body.subject, by, app.now(), &cause).await?;
+    tx.commit().await?;
+    Ok(Answer::Done(StatusCode::NO_CONTENT, ()))
+}
+
+async fn resolve_in(
+    connection: &mut PgConnection,
+    kind: &str,
+    subject: &str,
+    by: UserId,
+    now: Time,
+    cause: &Cause,
+) -> Result<(), Problem> {
+    if !alerts::resolve_in(connection, kind, subject, now).await? {
         return Err(Problem::not_found("alert"));
     }
-    if body.kind == chain::CLOCK_WENT_BACK {
-        chain::trust_clock_in(&mut tx, now).await?;
+    if kind == chain::CLOCK_WENT_BACK {
+        chain::trust_clock_in(connection, now).await?;
     }
-    let after = Some(json!({ "kind": body.kind, "subject": body.subject }));
-    let event =
-        Event { subject: Subject::User(operator.principal.user_id), action: "alert.resolved", before: None, after };
-    events::record_in(&mut tx, now, &cause, event).await?;
-    tx.commit().await?;
-    Ok(StatusCode::NO_CONTENT)
+    let after = Some(json!({ "kind": kind, "subject": subject }));
+    let event = Event { subject: Subject::User(by), action: "alert.resolved", before: None, after };
+    events::record_in(connection, now, cause, event).await?;
+    Ok(())
+}
+
+/// What the sweep would cut off in the hour that a resolved `blast_limit` gives it.
+async fn blast_effects(app: &App) -> Result<Effects, Problem> {
+    let hour = Time(app.now().0 + SignedDuration::from_hours(1));
+    let unpaid = sweep::cut_off_by(app, hour).await?;
+    let ended = unpaid.iter().filter(|(_, operation)| *operation == Operation::Terminate).count();
+    let monthly: Usd = unpaid.iter().map(|(resource, _)| resource.price_cents).sum();
+    Ok(Effects {
+        will_happen: vec![
+            "For an hour from the approval the billing sweep suspends and ends unpaid boxes without the limit."
+                .to_owned(),
+            format!("By the rules it will suspend {} and wipe {} for good.", boxes(unpaid.len() - ended), boxes(ended)),
+        ],
+        costs: format!("They bring {monthly} a month where they are paid; suspended or wiped they bring nothing."),
+        reaches: unpaid
+            .into_iter()
+            .map(|(resource, operation)| Affected {
+                user_id: resource.user_id,
+                resource_id: Some(resource.id),
+                amount_cents: resource.price_cents,
+                change: match operation {
+                    Operation::Terminate => "ended, and all its data wiped".to_owned(),
+                    _ => "suspended; its data is kept".to_owned(),
+                },
+                label: resource.label,
+            })
+            .collect(),
+    })
+}
+
+/// Whether the sweep would cut off none but those that were asked about.
+async fn still_the_same_boxes(app: &App, asked: &Effects) -> Result<(), Problem> {
+    let now = blast_effects(app).await?;
+    let same = |one: &Affected, other: &Affected| one.resource_id == other.resource_id && one.change == other.change;
+    let more = now.reaches.iter().filter(|one| !asked.reaches.iter().any(|known| same(one, known))).count();
+    match more {
+        0 => Ok(()),
+        more => Err(approvals::outdated(&format!("{more} boxes more than were shown would be suspended or wiped"))),
+    }
 }
 
 async fn any(app: &App, id: Uuid) -> Result<Resource, Problem> {
@@ -129,8 +213,7 @@ fn said<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Opti
     Option::<Time>::deserialize(deserializer).map(Some)
 }
 
-/// Stops suspension and wipe of a box until a time, whatever the workers want, in the caller's process: also for the CLI.
-/// Safe to repeat with its id.
+/// Stops suspension and wipe of a box until a time, whatever the workers want: also for the command line. Safe to repeat with its id.
 ///
 /// # Errors
 /// Those of the database.
@@ -144,21 +227,33 @@ pub async fn place_hold(
 ) -> Result<(), Problem> {
     let mut tx = pool.begin().await?;
     let held = repository::resource(&mut *tx, resource).await?.ok_or_else(|| Problem::not_found("box"))?;
-    repository::lock_account_in(&mut tx, held.user_id).await?;
-    if !repository::set_hold_in(&mut tx, id, resource, until, &cause.reason, now, cause).await? {
+    hold_in(&mut tx, now, id, &held, until, cause).await?;
+    tx.commit().await?;
+    Ok(())
+}
+
+async fn hold_in(
+    connection: &mut PgConnection,
+    now: Time,
+    id: Uuid,
+    held: &Resource,
+    until: Option<Time>,
+    cause: &Cause,
+) -> Result<(), Problem> {
+    repository::lock_account_in(connection, held.user_id).await?;
+    if !repository::set_hold_in(connection, id, held.id, until, &cause.reason, now, cause).await? {
         return Ok(());
     }
     let action = if until.is_some() { "resource.held" } else { "resource.hold_released" };
     let event = Event {
-        subject: Subject::Resource(resource),
+        subject: Subject::Resource(held.id),
         action,
         before: None,
         after: Some(json!({ "hold_until": until })),
     };
-    events::record_in(&mut tx, now, cause, event).await?;
+    events::record_in(connection, now, cause, event).await?;
     // What it held back is decided again now, and not when it would have been over.
-    repository::wake_account_in(&mut tx, held.user_id, now).await?;
-    tx.commit().await?;
+    repository::wake_account_in(connection, held.user_id, now).await?;
     Ok(())
 }
 
@@ -248,10 +343,16 @@ pub(crate) async fn resume(
 ) -> Result<(StatusCode, Json<ResourceView>), Problem> {
     let cause = operator.cause(&body.reason)?;
     let resource = any(&app, id).await?;
+    resume_check(&resource)?;
+    request(&app, &resource, attempt, Operation::Resume, &format!("operator: {}", cause.reason), &cause).await
+}
+
+/// Whether an operator may bring a box back.
+fn resume_check(resource: &Resource) -> Result<(), Problem> {
     if resource.status != Status::Suspended {
         return Err(Problem::conflict(format!("the box is {}, not suspended", resource.status)));
     }
-    request(&app, &resource, attempt, Operation::Resume, &format!("operator: {}", cause.reason), &cause).await
+    Ok(())
 }
 
 /// An end.

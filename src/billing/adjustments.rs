@@ -14,6 +14,7 @@ use super::{
 use crate::{
     alerts,
     api::error::Problem,
+    approvals::ApprovalStatus,
     audit::events::{self, Cause, Event, Subject},
     clock::Time,
     ids::{TopupId, UserId},
@@ -280,6 +281,17 @@ pub struct Payout {
     pub created_at: Time,
     /// When it was sent or called off.
     pub closed_at: Option<Time>,
+    /// What a second person has to approve before it is sent; `null` if nobody has to.
+    pub approval_id: Option<Uuid>,
+    /// Where that stands.
+    pub approval_status: Option<ApprovalStatus>,
+}
+
+impl Payout {
+    /// Whether it may not be sent yet.
+    pub fn waits_for_approval(&self) -> bool {
+        self.status == "reserved" && self.approval_status == Some(ApprovalStatus::Waiting)
+    }
 }
 
 /// A payout by its id.
@@ -287,7 +299,14 @@ pub struct Payout {
 /// # Errors
 /// Those of the database.
 pub async fn payout(executor: impl PgExecutor<'_>, id: Uuid) -> sqlx::Result<Option<Payout>> {
-    sqlx::query_as!(Payout, "select * from payouts where id = $1", id).fetch_optional(executor).await
+    sqlx::query_as!(
+        Payout,
+        r#"select p.*, a.status as "approval_status?" from payouts p left join operator_approvals a on a.id = p.approval_id
+           where p.id = $1"#,
+        id
+    )
+    .fetch_optional(executor)
+    .await
 }
 
 /// Payouts that are decided and not sent, oldest first, at most 200.
@@ -295,9 +314,13 @@ pub async fn payout(executor: impl PgExecutor<'_>, id: Uuid) -> sqlx::Result<Opt
 /// # Errors
 /// Those of the database.
 pub async fn open_payouts(executor: impl PgExecutor<'_>) -> sqlx::Result<Vec<Payout>> {
-    sqlx::query_as!(Payout, "select * from payouts where status = 'reserved' order by created_at limit 200")
-        .fetch_all(executor)
-        .await
+    sqlx::query_as!(
+        Payout,
+        r#"select p.*, a.status as "approval_status?" from payouts p left join operator_approvals a on a.id = p.approval_id
+           where p.status = 'reserved' order by p.created_at limit 200"#
+    )
+    .fetch_all(executor)
+    .await
 }
 
 /// Why the balance of a customer is held, if it is; `None` if there is no such customer.
@@ -310,8 +333,8 @@ pub async fn held_reason(executor: impl PgExecutor<'_>, user: UserId) -> sqlx::R
         .await
 }
 
-/// Sets paid credit aside to be sent by hand: never promotional credit, nothing while the balance is held after abuse.
-/// Safe to repeat with its id.
+/// Sets paid credit aside to be sent by hand: never promotional credit, nothing while the balance is held after abuse. With an
+/// approval, which is asked for in the same transaction, it is sent once that is given. Safe to repeat with its id.
 ///
 /// # Errors
 /// A problem that says how much can be paid out; nothing was set aside then.
@@ -320,6 +343,7 @@ pub async fn reserve_payout_in(
     id: Uuid,
     user: UserId,
     amount: Usd,
+    approval: Option<Uuid>,
     at: Time,
     cause: &Cause,
 ) -> Result<(), Problem> {
@@ -356,16 +380,17 @@ pub async fn reserve_payout_in(
     };
     ledger::book_in(connection, &[reserve], at).await?;
     sqlx::query!(
-        "insert into payouts (id, user_id, amount_cents, lots, created_at) values ($1, $2, $3, $4, $5)",
+        "insert into payouts (id, user_id, amount_cents, lots, created_at, approval_id) values ($1, $2, $3, $4, $5, $6)",
         id,
         user.0,
         amount.cents(),
         json!(lots),
         at,
+        approval,
     )
     .execute(&mut *connection)
     .await?;
-    let after = Some(json!({ "user_id": user, "amount_cents": amount, "lots": lots }));
+    let after = Some(json!({ "user_id": user, "amount_cents": amount, "lots": lots, "approval_id": approval }));
     let event = Event { subject: Subject::Other("payout", id), action: "payout.reserved", before: None, after };
     events::record_in(connection, at, cause, event).await?;
     Ok(())
@@ -388,6 +413,20 @@ pub async fn close_payout_in(
     let found = payout(&mut *connection, id).await?.ok_or_else(|| Problem::not_found("payout"))?;
     let user = found.user_id;
     repository::lock_account_in(connection, user).await?;
+    if let (Some(_), Some(status)) = (transaction_id, found.approval_status)
+        && status != ApprovalStatus::Approved
+        && found.status == "reserved"
+    {
+        return Err(Problem::new(
+            axum::http::StatusCode::CONFLICT,
+            "approval-needed",
+            format!(
+                "this payout needs the approval of a second person, which is {status}; nothing was booked. Do not send it before it is \
+                 approved: GET /api/operator/approvals/{}",
+                found.approval_id.unwrap_or_default()
+            ),
+        ));
+    }
     let status = if transaction_id.is_some() { "sent" } else { "voided" };
     let closed = sqlx::query!(
         "update payouts set status = $2, transaction_id = $3, closed_at = $4 where id = $1 and status = 'reserved'",

@@ -6,6 +6,7 @@ pub mod plan_changes;
 pub mod refunds;
 pub mod reserves;
 pub mod rules;
+pub mod runway;
 pub mod sweep;
 pub mod topups;
 pub mod upstream_costs;

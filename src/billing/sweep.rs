@@ -42,16 +42,16 @@ fn wipe_notice_key(id: ResourceId, lapse: i32, index: usize) -> String {
 }
 
 /// An account as it was loaded: the rules' view of it, and the rows it came from.
-struct Loaded {
-    user: UserId,
+pub(super) struct Loaded {
+    pub(super) user: UserId,
     /// How often the balance lasted again.
     runway_dip: i32,
-    account: Account,
+    pub(super) account: Account,
     resources: HashMap<ResourceId, Resource>,
 }
 
 /// Loads accounts in a handful of statements, whatever their number.
-async fn load_in(
+pub(super) async fn load_in(
     connection: &mut PgConnection,
     users: &[UserId],
     now: Time,
@@ -363,6 +363,32 @@ pub async fn still_wanted_in(
         Action::End { id, .. } => operation == Operation::Terminate && *id == resource.id,
         _ => false,
     }))
+}
+
+/// The unpaid boxes that the rules would suspend or end by a time, with no interlock to stop them: of the first thousand
+/// accounts that are past due.
+///
+/// # Errors
+/// Those of the database.
+pub async fn cut_off_by(app: &App, until: Time) -> sqlx::Result<Vec<(Resource, Operation)>> {
+    let mut connection = app.pool.acquire().await?;
+    let users = sqlx::query_scalar!(
+        "select distinct user_id from seedbox_resources where past_due_since is not null order by user_id limit 1000"
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    let mut found = Vec::new();
+    for mut of in load_in(&mut connection, &users, until, &app.policy).await? {
+        for action in rules::decide(&of.account, until.0, &app.policy, &Interlocks::default()).actions {
+            let (id, operation) = match action {
+                Action::Suspend { id } => (id, Operation::Suspend),
+                Action::End { id, unpaid: true } => (id, Operation::Terminate),
+                _ => continue,
+            };
+            found.extend(of.resources.remove(&id).map(|resource| (resource, operation)));
+        }
+    }
+    Ok(found)
 }
 
 async fn settle_in(

@@ -5,6 +5,7 @@ use std::fmt;
 use askama::filters::HtmlSafe;
 
 use crate::{
+    approvals::{Approval, ApprovalStatus},
     audit::events::RecordedEvent,
     billing::{
         ledger::{StatementLine, TransferKind},
@@ -170,6 +171,18 @@ pub(super) fn provider_badge(access_refused: bool, failing: bool) -> Badge {
         (true, _) => badge("bad", "refuses our access"),
         (false, true) => badge("warn", "failing"),
         (false, false) => badge("good", "answers"),
+    }
+}
+
+/// Where an approval stands, for who asked and for others.
+pub(super) fn approval_badge(approval: &Approval, mine: bool, now: Time) -> Badge {
+    match approval.status {
+        ApprovalStatus::Waiting if approval.is_open(now) && mine => badge("wait", "waits for somebody else"),
+        ApprovalStatus::Waiting if approval.is_open(now) => badge("warn", "waits for a second person"),
+        ApprovalStatus::Waiting | ApprovalStatus::Expired => badge("off", "not decided in time"),
+        ApprovalStatus::Approved => badge("good", "approved"),
+        ApprovalStatus::Refused => badge("bad", "refused"),
+        ApprovalStatus::Withdrawn => badge("off", "withdrawn"),
     }
 }
 

@@ -8,7 +8,7 @@ use super::{Plan, Resource, Unavailable, lifecycle::TransitionError};
 use crate::{
     audit::events::{self, Cause, Event, Subject},
     clock::Time,
-    ids::PlanId,
+    ids::{PlanId, ResourceId},
     money::Usd,
 };
 
@@ -175,21 +175,56 @@ pub async fn add_version_in(
     Ok(id)
 }
 
-/// Writes the new price of a plan onto the boxes that were bought by it, to come into force once their owners have been
-/// told for long enough; answers with the boxes whose owners have to be told.
+/// The boxes that a new price of a plan would reach.
 ///
 /// # Errors
 /// Those of the database.
-pub async fn announce_price_in(connection: &mut PgConnection, code: &str, price: Usd) -> sqlx::Result<Vec<Resource>> {
+pub async fn reached_by_price(executor: impl PgExecutor<'_>, code: &str, price: Usd) -> sqlx::Result<Vec<Resource>> {
+    sqlx::query_as!(
+        Resource,
+        "select r.* from seedbox_resources r join seedbox_plans p on p.id = r.plan_id
+         where p.code = $1 and r.status in ('pending', 'provisioning', 'active', 'suspended')
+           and coalesce(r.next_price_cents, r.price_cents) <> $2
+         order by r.id",
+        code,
+        price.cents(),
+    )
+    .fetch_all(executor)
+    .await
+}
+
+/// The version of a plan that is on sale.
+///
+/// # Errors
+/// Those of the database.
+pub async fn version_on_sale(executor: impl PgExecutor<'_>, code: &str) -> sqlx::Result<Option<i32>> {
+    sqlx::query_scalar!("select version from seedbox_plans where code = $1 and on_sale", code)
+        .fetch_optional(executor)
+        .await
+}
+
+/// Writes the new price of a plan onto the boxes that were bought by it, or those of them that are named, to come into force once
+/// their owners have been told for long enough; answers with the boxes whose owners have to be told.
+///
+/// # Errors
+/// Those of the database.
+pub async fn announce_price_in(
+    connection: &mut PgConnection,
+    code: &str,
+    price: Usd,
+    only: Option<&[ResourceId]>,
+) -> sqlx::Result<Vec<Resource>> {
+    let only: Option<Vec<Uuid>> = only.map(|ids| ids.iter().map(|id| id.0).collect());
     let ids = sqlx::query_scalar!(
         "update seedbox_resources r
          set next_price_cents = nullif($2, r.price_cents), next_price_notified_at = null, version = r.version + 1
          from seedbox_plans p
          where p.code = $1 and r.plan_id = p.id and r.status in ('pending', 'provisioning', 'active', 'suspended')
-           and coalesce(r.next_price_cents, r.price_cents) <> $2
+           and coalesce(r.next_price_cents, r.price_cents) <> $2 and ($3::uuid[] is null or r.id = any($3))
          returning r.id",
         code,
         price.cents(),
+        only.as_deref(),
     )
     .fetch_all(&mut *connection)
     .await?;

@@ -23,6 +23,30 @@ pub async fn resource(executor: impl PgExecutor<'_>, id: ResourceId) -> sqlx::Re
     sqlx::query_as!(Resource, "select * from seedbox_resources where id = $1", id.0).fetch_optional(executor).await
 }
 
+/// Those of these resources that there are, by id.
+///
+/// # Errors
+/// Those of the database.
+pub async fn resources_by_id(executor: impl PgExecutor<'_>, ids: &[ResourceId]) -> sqlx::Result<Vec<Resource>> {
+    let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
+    sqlx::query_as!(Resource, "select * from seedbox_resources where id = any($1) order by id", &ids)
+        .fetch_all(executor)
+        .await
+}
+
+/// Whether a hold or an operation has this id.
+///
+/// # Errors
+/// Those of the database.
+pub async fn was_asked(executor: impl PgExecutor<'_>, id: Uuid) -> sqlx::Result<bool> {
+    sqlx::query_scalar!(
+        r#"select exists (select from holds where id = $1) or exists (select from provision_attempts where id = $1) as "asked!""#,
+        id
+    )
+    .fetch_one(executor)
+    .await
+}
+
 /// A resource of this owner; somebody else's does not exist.
 ///
 /// # Errors

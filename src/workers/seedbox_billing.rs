@@ -1,13 +1,15 @@
 //! The billing worker: the rules applied to what is due, and money that came in put to use.
 
 use super::StepError;
-use crate::{app::App, billing::sweep, ids::UserId, orders};
+use crate::{app::App, approvals, billing::sweep, ids::UserId, orders};
 
-/// Applies the rules to every account that is due.
+/// Applies the rules to every account that is due, and ends what waited too long for a second person: a payout's money goes
+/// back to its balance.
 ///
 /// # Errors
 /// Those of the database.
 pub async fn sweep(app: &App) -> Result<(), StepError> {
+    approvals::expire_due(&app.pool, app.now()).await?;
     let swept = sweep::sweep_due(app).await?;
     if swept > 0 {
         tracing::debug!(swept, "accounts swept");

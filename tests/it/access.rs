@@ -96,6 +96,9 @@ impl Things {
             "/api/trial/clock" => json!({ "seconds": 0 }),
             "/api/operator/alerts/resolve" => json!({ "kind": "x", "subject": "x", "reason": reason }),
             "/api/operator/plans" => json!({}),
+            "/api/operator/mass-actions" => {
+                json!({ "change": { "action": "resume" }, "resource_ids": [], "reason": reason })
+            }
             _ if path.ends_with("/upgrade") => json!({ "plan_id": self.plan }),
             _ if path.starts_with("/api/seedbox/") && path.ends_with("/terminate") => json!({ "confirm_label": "x" }),
             _ if path.ends_with("/priority") => json!({ "priority": 2 }),

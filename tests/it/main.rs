@@ -7,6 +7,7 @@ mod support;
 
 mod access;
 mod accounts;
+mod approvals;
 mod audit;
 mod billing;
 mod browser;

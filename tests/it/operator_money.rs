@@ -139,3 +139,52 @@ async fn a_payment_that_waits_is_resolved_once() {
     test.idle().await;
     test.assert_sound().await;
 }
+
+#[tokio::test]
+async fn who_runs_out_of_money_next_is_shown_with_the_date_on_their_own_pages() {
+    let test = TestApp::new().await;
+    let operator = test.person(Role::Operator).await;
+    assert_eq!(test.get(&operator, "/api/operator/runway").await["next"], json!([]));
+    let (rich, poor, poorer, leaving) =
+        (test.customer().await, test.customer().await, test.customer().await, test.customer().await);
+    for (person, cents) in [(&poor, 1500), (&rich, 1500), (&leaving, 700)] {
+        test.active_box(person, cents).await;
+    }
+    test.top_up(&rich, 4000).await;
+    // Whoever ends a box does not run out of money with it.
+    let theirs = test.get(&leaving, "/api/seedbox/resources").await[0].clone();
+    let end = json!({ "confirm_label": theirs["label"], "at_period_end": true });
+    test.post(&leaving, &format!("/api/seedbox/resources/{}/terminate", theirs["id"].as_str().unwrap()), end).await;
+    // A week later somebody else buys one, and a second, and has some left.
+    test.advance(jiff::SignedDuration::from_hours(24 * 7)).await;
+    test.active_box(&poorer, 900).await;
+    test.active_box(&poorer, 800).await;
+    test.top_up(&poorer, 600).await;
+    test.idle().await;
+
+    let seen = test.get(&operator, "/api/operator/runway").await;
+    let next = seen["next"].as_array().unwrap();
+    let first = |preview: &Value| {
+        let boxes = preview["boxes"].as_array().unwrap();
+        boxes.iter().filter_map(|one| one["stops_at"].as_str().map(str::to_owned)).min().unwrap()
+    };
+    let own = async |person: &Person| first(&test.get(person, "/api/billing/preview").await);
+    assert_eq!(next[0]["user_id"], json!(poor.id), "{seen}");
+    assert_eq!(next[0]["stops_at"].as_str().unwrap(), own(&poor).await);
+    assert_eq!((next[0]["available_cents"].as_i64(), next[0]["monthly_cents"].as_i64()), (Some(0), Some(1500)));
+    assert_eq!((seen["customers"].as_i64(), seen["complete"].as_bool()), (Some(1), Some(true)), "{seen}");
+    assert_eq!((seen["within_week_cents"].as_i64(), seen["within_month_cents"].as_i64()), (Some(0), Some(1500)));
+
+    test.advance(jiff::SignedDuration::from_hours(24 * 20)).await;
+    test.idle().await;
+    let seen = test.get(&operator, "/api/operator/runway").await;
+    let next = seen["next"].as_array().unwrap();
+    let whose: Vec<&Value> = next.iter().map(|one| &one["user_id"]).collect();
+    assert_eq!(whose, [&json!(poor.id), &json!(poorer.id)], "{seen}");
+    assert_eq!(next[1]["stops_at"].as_str().unwrap(), own(&poorer).await);
+    assert_eq!((next[1]["boxes"].as_i64(), next[1]["monthly_cents"].as_i64()), (Some(2), Some(1700)), "{seen}");
+    assert_eq!((seen["within_week_cents"].as_i64(), seen["within_month_cents"].as_i64()), (Some(1500), Some(3200)));
+    // On the page, too.
+    let page = crate::pages::page_of(&test, &operator, "/operator").await;
+    assert!(page.contains("Who runs out of money next") && page.contains("$32.00"), "{page}");
+}

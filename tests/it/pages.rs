@@ -60,6 +60,17 @@ fn field(page: &str, name: &str) -> String {
     rest.split('"').next().unwrap().to_owned()
 }
 
+/// A page as somebody sees it.
+pub async fn page_of(test: &TestApp, person: &Person, path: &str) -> String {
+    Visitor::of(test, person).await.get(path).await.text().await.unwrap()
+}
+
+/// Sends a form of a page; answers with the status, and the page that says why it was refused.
+pub async fn sent(test: &TestApp, person: &Person, path: &str, form: serde_json::Value) -> (u16, String) {
+    let answer = Visitor::of(test, person).await.post(path, form).await;
+    (answer.status().as_u16(), answer.text().await.unwrap())
+}
+
 #[tokio::test]
 async fn a_form_makes_one_thing_however_often_it_is_sent_and_asks_for_the_terms() {
     let test = TestApp::new().await;

@@ -315,3 +315,48 @@ async fn a_box_has_as_long_to_come_up_as_its_provider_needs_and_is_shown_as_stuc
     assert_eq!(test.get(&buyer, "/api/billing/account").await["available_cents"], 1500);
     test.assert_sound().await;
 }
+
+#[tokio::test]
+async fn where_torrents_may_be_sold_is_said_on_a_page_with_what_taking_it_back_stops() {
+    let world = World::new().await;
+    in_two_places(&world);
+    world.provider.offer(|offered| offered.torrent_stance = TorrentStance::Forbidden);
+    let test = world.start(false).await;
+    let (operator, support) = (test.person(Role::Operator).await, test.person(Role::Support).await);
+    let page = async |person: &Person| crate::pages::page_of(&test, person, "/operator/providers").await;
+    let send = async |person: &Person, form: Value| {
+        crate::pages::sent(&test, person, "/operator/providers/memory/permission", form).await
+    };
+    let shown = page(&operator).await;
+    assert!(shown.contains("not permitted, nothing is sold") && shown.contains("ams, fra"), "{shown}");
+    assert!(!page(&support).await.contains("<form method=\"post\" action=\"/operator/providers"), "support reads");
+    let permit = json!({ "action": "permit", "region": "ams", "reason": "written consent, ticket 5" });
+    assert_eq!(send(&support, permit.clone()).await.0, 404);
+    for (form, words) in [
+        (json!({ "action": "permit", "region": "ams", "reason": "yes" }), "10 characters or more"),
+        (json!({ "action": "permit", "region": "nyc", "reason": "written consent, ticket 5" }), "no region"),
+        (json!({ "action": "sell", "reason": "written consent, ticket 5" }), "nothing was changed"),
+    ] {
+        let (status, said) = send(&operator, form.clone()).await;
+        assert!(status == 422 && said.contains(words), "{form}: {status} {said}");
+    }
+    assert_eq!(send(&operator, permit).await.0, 303);
+    let (_, added) = add(&test, &operator, json!({ "region": "ams" })).await;
+    assert_eq!(added["name"], "Fair", "{added}");
+    let shown = page(&operator).await;
+    let email = seedplane::accounts::email_of(&test.app.pool, operator.id).await.unwrap().unwrap();
+    for words in ["sold by your word", "In ams", "written consent, ticket 5", &email, "No longer sold: Fair (fair)."] {
+        assert!(shown.contains(words), "{words}: {shown}");
+    }
+    // Covered by another one, too: nothing depends on the first alone.
+    send(&operator, json!({ "action": "permit", "reason": "a contract, ticket 6" })).await;
+    let shown = page(&operator).await;
+    assert!(!shown.contains("No longer sold") && shown.contains("No plan on sale depends on it."), "{shown}");
+    for region in ["", "ams"] {
+        let forbid = json!({ "action": "forbid", "region": region, "reason": "they changed their mind" });
+        assert_eq!(send(&operator, forbid.clone()).await.0, 303);
+        assert_eq!(send(&operator, forbid).await.0, 409, "there is none any more");
+    }
+    assert!(page(&operator).await.contains("not permitted, nothing is sold"));
+    assert_eq!(test.get(&operator, "/api/seedbox/plans").await[0]["unavailable"], "not_permitted");
+}

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::SignedDuration;
 use seedplane::{
-    billing::sweep,
+    billing::{runway, sweep},
     mailer,
     workers::{payments, reconciler},
 };
@@ -88,6 +88,28 @@ async fn no_round_of_the_workers_reads_a_whole_table() {
     seedplane::audit::chain::seal(&test.app).await.unwrap();
     let after = rows_read_in_sequence([&test.app.pool, &owner]).await;
 
+    nothing_was_read_whole(&before, &after);
+
+    // The overview: no balance covers the next month of anybody, and those are looked at whose month begins next.
+    owner
+        .execute(
+            "set session_replication_role = replica;
+             update seedbox_resources set anchor_at = now() - interval '20 days', paid_until = now() + interval '9 days';
+             set session_replication_role = origin;",
+        )
+        .await
+        .unwrap();
+    owner.execute("vacuum analyze seedbox_resources").await.unwrap();
+    let before = rows_read_in_sequence([&test.app.pool, &owner]).await;
+    let began = std::time::Instant::now();
+    let runways = runway::look(&test.app).await.unwrap();
+    println!("the runway of {CUSTOMERS} customers took {:?}", began.elapsed());
+    assert!(!runways.complete && runways.next.len() == 10 && runways.customers == 2000, "{runways:?}");
+    let after = rows_read_in_sequence([&test.app.pool, &owner]).await;
+    nothing_was_read_whole(&before, &after);
+}
+
+fn nothing_was_read_whole(before: &BTreeMap<String, i64>, after: &BTreeMap<String, i64>) {
     let whole: Vec<String> = after
         .iter()
         .map(|(table, read)| (table, read - before.get(table).copied().unwrap_or(0)))

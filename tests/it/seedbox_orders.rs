@@ -163,6 +163,18 @@ async fn whatever_is_posted_is_made_once_when_its_answer_is_lost() {
         ),
         ("/api/operator/resources/{id}/resume", &operator, format!("{operated}/resume"), json!({ "reason": "x" })),
         (
+            "/api/operator/mass-actions",
+            &operator,
+            "/api/operator/mass-actions".to_owned(),
+            json!({ "change": { "action": "suspend", "suspend_reason": "operator" }, "resource_ids": [id], "reason": "x" }),
+        ),
+        (
+            "/api/operator/mass-actions",
+            &operator,
+            "/api/operator/mass-actions".to_owned(),
+            json!({ "change": { "action": "resume" }, "resource_ids": [id], "reason": "x" }),
+        ),
+        (
             "/api/operator/resources/{id}/hold",
             &operator,
             format!("{operated}/hold"),
@@ -191,6 +203,9 @@ async fn whatever_is_posted_is_made_once_when_its_answer_is_lost() {
         "/api/operator/customers/{id}/release-balance",
         "/api/operator/payouts/{id}/sent",
         "/api/operator/payouts/{id}/void",
+        "/api/operator/approvals/{id}/approve",
+        "/api/operator/approvals/{id}/refuse",
+        "/api/operator/approvals/{id}/withdraw",
         // What is asked of a connection is asked of the connection as it is; a command and a connection are in `byos`.
         "/api/byos/connections",
         "/api/byos/connections/{id}/verify",

@@ -2,11 +2,15 @@
 
 use axum::{Json, extract::State, http::StatusCode};
 use serde::{Deserialize, Serialize};
+use sqlx::PgConnection;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
-use super::{Why, any};
+use super::{
+    Why, any,
+    approvals::{self, Answer, Asked, Request},
+};
 use crate::{
     accounts,
     api::{
@@ -15,6 +19,7 @@ use crate::{
         seedbox::resources::ResourceView,
     },
     app::App,
+    approvals::{Affected, Approval, Effects},
     auth::{Operator, Reader},
     billing::{
         adjustments::{self, Payout, Resolution, UnresolvedTopup},
@@ -23,6 +28,7 @@ use crate::{
     },
     ids::{TopupId, UserId},
     money::Usd,
+    seedbox::repository,
 };
 
 pub(super) fn routes() -> OpenApiRouter<App> {
@@ -200,22 +206,83 @@ async fn show_payout(app: &App, id: Uuid) -> Result<Json<Payout>, Problem> {
     adjustments::payout(&app.pool, id).await?.map(Json).ok_or_else(|| Problem::not_found("payout"))
 }
 
-/// Set paid credit aside to be sent by hand.
+/// Set paid credit aside to be sent by hand: at once, so that it cannot be spent. Where the two-person rule is on it is sent once
+/// somebody else has approved it.
 #[utoipa::path(post, path = "/api/operator/customers/{id}/payouts", tag = "operator", params(("id" = UserId, Path)),
-    request_body = Sum, responses((status = 201, body = Payout), (status = 404, body = Problem), (status = 422, body = Problem)))]
+    request_body = Sum, responses((status = 201, body = Payout), (status = 202, body = Approval, description = "It waits for a second person"),
+    (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
 pub(crate) async fn reserve_payout(
     State(app): State<App>,
     operator: Operator,
     NewId(payout): NewId,
     Id(id): Id<Uuid>,
     Body(body): Body<Sum>,
-) -> Result<(StatusCode, Json<Payout>), Problem> {
+) -> Result<Answer<Payout>, Problem> {
     let cause = operator.cause(&body.reason)?;
     let user = must_exist(&app, id).await?;
+    if let Some(answer) = approvals::asked_before(&app, payout).await? {
+        return Ok(answer);
+    }
     let mut tx = app.pool.begin().await?;
-    adjustments::reserve_payout_in(&mut tx, payout, user, body.amount_cents, app.now(), &cause).await?;
+    let approval = match app.two_person_rule && adjustments::payout(&mut *tx, payout).await?.is_none() {
+        true => {
+            // The account's row first, as everywhere.
+            repository::lock_account_in(&mut tx, user).await?;
+            let asked = payout_asked(payout, user, body.amount_cents);
+            Some(approvals::ask_in(&mut tx, &app, payout, asked, operator.principal.user_id, &cause).await?)
+        }
+        false => None,
+    };
+    adjustments::reserve_payout_in(&mut tx, payout, user, body.amount_cents, approval, app.now(), &cause).await?;
     tx.commit().await?;
-    Ok((StatusCode::CREATED, show_payout(&app, payout).await?))
+    match approval {
+        Some(approval) => Ok(Answer::Waits(Box::new(approvals::one(&app, approval).await?))),
+        None => Ok(Answer::Done(StatusCode::CREATED, show_payout(&app, payout).await?.0)),
+    }
+}
+
+fn payout_asked(payout: Uuid, user: UserId, amount: Usd) -> Asked {
+    Asked {
+        request: Request::Payout { payout_id: payout },
+        subject: payout.to_string(),
+        summary: format!("Pay out {amount}"),
+        effects: Effects {
+            will_happen: vec![
+                format!(
+                    "{amount} of paid credit may be sent by hand, and the payout be closed with the transaction that sent it."
+                ),
+                "The sum is set aside already. Refused, withdrawn or not decided in time, it goes back to the balance."
+                    .to_owned(),
+            ],
+            costs: format!("{amount} leave the customer's balance, and us."),
+            reaches: vec![Affected {
+                user_id: user,
+                resource_id: None,
+                label: "their balance".to_owned(),
+                change: format!("{amount} less"),
+                amount_cents: amount,
+            }],
+        },
+    }
+}
+
+/// Whether a payout can be sent once it is approved.
+///
+/// # Errors
+/// A problem if it is closed, or its customer's balance is held by now.
+pub(super) async fn may_be_sent_in(connection: &mut PgConnection, id: Uuid) -> Result<(), Problem> {
+    let payout = adjustments::payout(&mut *connection, id).await?.ok_or_else(|| Problem::not_found("payout"))?;
+    repository::lock_account_in(connection, payout.user_id).await?;
+    if payout.status != "reserved" {
+        return Err(Problem::conflict(format!("the payout was {} already; nothing was done", payout.status)));
+    }
+    if let Some(Some(reason)) = adjustments::held_reason(&mut *connection, payout.user_id).await? {
+        return Err(Problem::conflict(format!(
+            "the balance is held by now ({reason}), and nothing is paid out of it; nothing was done. Release the balance first, or \
+             refuse the payout"
+        )));
+    }
+    Ok(())
 }
 
 /// A payout that was sent.
@@ -254,8 +321,17 @@ pub(crate) async fn payout_void(
     Body(body): Body<Why>,
 ) -> Result<Json<Payout>, Problem> {
     let cause = operator.cause(&body.reason)?;
+    let (by, now) = (operator.principal.user_id, app.now());
     let mut tx = app.pool.begin().await?;
-    adjustments::close_payout_in(&mut tx, id, None, app.now(), &cause).await?;
+    let approval = adjustments::payout(&mut *tx, id).await?.and_then(|payout| payout.approval_id);
+    // What waits for a second person ends with its approval.
+    let ended = match approval {
+        Some(approval) => approvals::end_in(&mut tx, approval, by, now, &cause).await?,
+        None => false,
+    };
+    if !ended {
+        adjustments::close_payout_in(&mut tx, id, None, now, &cause).await?;
+    }
     tx.commit().await?;
     show_payout(&app, id).await
 }

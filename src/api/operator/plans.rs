@@ -1,25 +1,30 @@
 //! What operators sell: plans, checked against what the provider offers and costs.
 
-use axum::{Json, extract::State, http::StatusCode};
+use std::collections::BTreeSet;
+
+use axum::{extract::State, http::StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use sqlx::PgConnection;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+use super::approvals::{self, Answer, Asked, Request};
 use crate::{
     api::{
         error::{Body, Problem},
         idempotency::NewId,
     },
     app::App,
-    audit::events::{self, Event, Subject},
+    approvals::{Affected, Approval, Effects, boxes},
+    audit::events::{self, Cause, Event, Subject},
     auth::Operator,
     clock::Time,
-    ids::PlanId,
+    ids::{PlanId, ResourceId},
     mailer::{self, templates},
     money::Usd,
     seedbox::{
-        Plan,
+        Plan, Resource,
         catalogues::{self, Catalogue},
         permissions::{self, Permission},
         plans::{self, NewPlan},
@@ -35,7 +40,7 @@ const MAX_PRICE: Usd = Usd::from_cents(1_000_000);
 const MAX_DISK_GB: i32 = 1_000_000;
 
 /// A plan, or a new version of one.
-#[derive(Deserialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct PlanBody {
     /// Lower-case letters, digits and dashes; an existing code gets a new version.
@@ -187,19 +192,19 @@ fn check_offer(body: &PlanBody, catalogue: Option<&Catalogue>, standing: &[Permi
     Ok(())
 }
 
-/// Add a plan or a new version of one. Its size and region are checked against what the provider offers, its price against what
-/// the provider takes. Boxes that exist keep the price they were bought at, unless it is said to apply to them: their owners
-/// are told, and have 30 days.
-#[utoipa::path(post, path = "/api/operator/plans", tag = "operator", request_body = PlanBody,
-    responses((status = 201, body = AddedPlan), (status = 409, body = Problem), (status = 422, body = Problem)))]
-pub(crate) async fn add_plan(
-    State(app): State<App>,
-    operator: Operator,
-    NewId(id): NewId,
-    Body(body): Body<PlanBody>,
-) -> Result<(StatusCode, Json<AddedPlan>), Problem> {
-    let cause = operator.cause(&body.reason)?;
-    check_words(&body)?;
+/// A new price that waits for a second person.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct NewPrice {
+    /// The version that it makes.
+    id: PlanId,
+    body: PlanBody,
+    /// The version that was on sale when it was asked for.
+    version_before: Option<i32>,
+}
+
+/// Whether a plan can be sold as things are.
+async fn check(connection: &mut PgConnection, app: &App, body: &PlanBody) -> Result<Option<Catalogue>, Problem> {
+    check_words(body)?;
     if app.provider(&body.provider).is_none() {
         let known: Vec<&str> = app.providers.keys().copied().collect();
         return Err(Problem::bad_input(format!(
@@ -208,13 +213,120 @@ pub(crate) async fn add_plan(
             known.join(", ")
         )));
     }
-    let (id, now) = (PlanId(id), app.now());
-    let catalogue = catalogues::find(&app.pool, &body.provider).await?;
-    // A request repeated because its answer was lost finds the version that it made.
+    let catalogue = catalogues::find(&mut *connection, &body.provider).await?;
+    check_offer(body, catalogue.as_ref(), &permissions::standing(connection).await?)?;
+    Ok(catalogue)
+}
+
+/// Add a plan or a new version of one. Its size and region are checked against what the provider offers, its price against what
+/// the provider takes. Boxes that exist keep the price they were bought at, unless it is said to apply to them: their owners
+/// are told, and have 30 days. Where it reaches such boxes and the two-person rule is on, it waits for a second person.
+#[utoipa::path(post, path = "/api/operator/plans", tag = "operator", request_body = PlanBody,
+    responses((status = 201, body = AddedPlan), (status = 202, body = Approval, description = "It waits for a second person"),
+    (status = 409, body = Problem), (status = 422, body = Problem)))]
+pub(crate) async fn add_plan(
+    State(app): State<App>,
+    operator: Operator,
+    NewId(request): NewId,
+    Body(body): Body<PlanBody>,
+) -> Result<Answer<AddedPlan>, Problem> {
+    let cause = operator.cause(&body.reason)?;
+    let (id, now) = (PlanId(request), app.now());
+    // A request repeated because its answer was lost finds what it made.
     if let Some(made) = plans::find(&app.pool, id).await? {
-        return Ok((StatusCode::CREATED, Json(AddedPlan::new(made, catalogue.as_ref()))));
+        return added(&app, made).await;
     }
-    check_offer(&body, catalogue.as_ref(), &permissions::standing(&app.pool).await?)?;
+    if let Some(answer) = approvals::asked_before(&app, request).await? {
+        return Ok(answer);
+    }
+    let mut tx = app.pool.begin().await?;
+    check(&mut tx, &app, &body).await?;
+    if app.two_person_rule && body.applies_to_existing {
+        let reached = plans::reached_by_price(&mut *tx, &body.code, body.price_cents).await?;
+        if !reached.is_empty() {
+            let version_before = plans::version_on_sale(&mut *tx, &body.code).await?;
+            drop(tx);
+            let asked = price_asked(id, body, version_before, reached);
+            return approvals::ask(&app, request, asked, operator.principal.user_id, &cause).await;
+        }
+    }
+    add_in(&mut tx, &app, id, &body, None, now, &cause).await?;
+    tx.commit().await?;
+    let plan = plans::find(&app.pool, id).await?.ok_or_else(|| Problem::not_found("plan"))?;
+    added(&app, plan).await
+}
+
+async fn added(app: &App, plan: Plan) -> Result<Answer<AddedPlan>, Problem> {
+    let catalogue = catalogues::find(&app.pool, &plan.provider).await?;
+    Ok(Answer::Done(StatusCode::CREATED, AddedPlan::new(plan, catalogue.as_ref())))
+}
+
+/// What a new price comes to for those who bought before.
+fn price_asked(id: PlanId, body: PlanBody, version_before: Option<i32>, reached: Vec<Resource>) -> Asked {
+    let (price, bought) = (body.price_cents, boxes(reached.len()));
+    let now: Usd = reached.iter().map(|one| one.next_price_cents.unwrap_or(one.price_cents)).sum();
+    let then: Usd = reached.iter().map(|_| price).sum();
+    let difference = match then >= now {
+        true => format!("{} a month more", then - now),
+        false => format!("{} a month less", now - then),
+    };
+    let owners: BTreeSet<_> = reached.iter().map(|one| one.user_id).collect();
+    Asked {
+        subject: body.code.clone(),
+        summary: format!("Sell {} for {price} a month, also to {bought} bought before", body.name.trim()),
+        effects: Effects {
+            will_happen: vec![
+                format!("{} ({}) is sold for {price} a month from now on.", body.name.trim(), body.code),
+                format!(
+                    "The owners of {bought}, {} in all, are told by mail; the price reaches each box at its first renewal at least 30 days \
+                     after that. Boxes bought since it was asked for keep theirs.",
+                    owners.len()
+                ),
+            ],
+            costs: format!("Those who are reached pay {now} a month now and {then} then: {difference}."),
+            reaches: reached
+                .into_iter()
+                .map(|one| Affected {
+                    user_id: one.user_id,
+                    resource_id: Some(one.id),
+                    change: format!("{price} a month instead of {}", one.next_price_cents.unwrap_or(one.price_cents)),
+                    label: one.label,
+                    amount_cents: price,
+                })
+                .collect(),
+        },
+        request: Request::PlanPrice(NewPrice { id, body, version_before }),
+    }
+}
+
+/// Carries out a price that was approved, for the boxes that were asked about.
+///
+/// # Errors
+/// A problem if the plan cannot be sold so any more, or another version came in between.
+pub(super) async fn carry_out_in(
+    connection: &mut PgConnection,
+    app: &App,
+    price: &NewPrice,
+    reached: &[ResourceId],
+    now: Time,
+    cause: &Cause,
+) -> Result<(), Problem> {
+    check(connection, app, &price.body).await?;
+    if plans::version_on_sale(&mut *connection, &price.body.code).await? != price.version_before {
+        return Err(approvals::outdated("another version of the plan was put on sale since"));
+    }
+    add_in(connection, app, price.id, &price.body, Some(reached), now, cause).await
+}
+
+async fn add_in(
+    connection: &mut PgConnection,
+    app: &App,
+    id: PlanId,
+    body: &PlanBody,
+    only: Option<&[ResourceId]>,
+    now: Time,
+    cause: &Cause,
+) -> Result<(), Problem> {
     let plan = NewPlan {
         code: &body.code,
         name: body.name.trim(),
@@ -225,14 +337,13 @@ pub(crate) async fn add_plan(
         region: body.region.as_deref(),
         disk_gb: body.disk_gb,
     };
-    let mut tx = app.pool.begin().await?;
-    plans::add_version_in(&mut tx, id, now, &plan).await?;
+    plans::add_version_in(connection, id, now, &plan).await?;
     let mut told = 0;
     if body.applies_to_existing {
         let earliest = Time(now.0 + app.policy.price_change_notice);
-        for resource in plans::announce_price_in(&mut tx, &body.code, body.price_cents).await? {
+        for resource in plans::announce_price_in(connection, &body.code, body.price_cents, only).await? {
             let key = format!("price_change:{}:{id}", resource.id);
-            mailer::notify_in(&mut tx, templates::price_change(&resource, key, body.price_cents, earliest), now)
+            mailer::notify_in(connection, templates::price_change(&resource, key, body.price_cents, earliest), now)
                 .await?;
             told += 1;
         }
@@ -242,8 +353,6 @@ pub(crate) async fn add_plan(
         "region": body.region, "below_cost": body.below_cost, "boxes_told": told,
     }));
     let event = Event { subject: Subject::Other("plan", id.0), action: "plan.version_added", before: None, after };
-    events::record_in(&mut tx, now, &cause, event).await?;
-    tx.commit().await?;
-    let plan = plans::find(&app.pool, id).await?.ok_or_else(|| Problem::not_found("plan"))?;
-    Ok((StatusCode::CREATED, Json(AddedPlan::new(plan, catalogue.as_ref()))))
+    events::record_in(connection, now, cause, event).await?;
+    Ok(())
 }

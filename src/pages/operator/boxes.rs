@@ -44,6 +44,8 @@ pub(in crate::pages) struct Wanted {
     #[serde(default)]
     past_due: bool,
     before: Option<ResourceId>,
+    /// To how many boxes something was just done.
+    done: Option<usize>,
 }
 
 struct Row {
@@ -55,9 +57,12 @@ struct Row {
 
 #[derive(Template)]
 #[template(path = "operator/boxes.html")]
-struct BoxesPage {
+pub(super) struct BoxesPage {
     shell: Shell,
     tabs: Tabs,
+    said: Option<Said>,
+    may_act: bool,
+    choices: [(&'static str, &'static str); 7],
     wanted: Wanted,
     statuses: Vec<(&'static str, bool)>,
     rows: Vec<Row>,
@@ -70,6 +75,19 @@ pub(in crate::pages) async fn list(
     Reading(person): Reading,
     Query(wanted): Query<Wanted>,
 ) -> Result<Response, Problem> {
+    let said = wanted.done.map(|count| match count {
+        1 => Said::good("It is asked for 1 box. What comes of it stands on its page."),
+        count => Said::good(format!("It is asked for {count} boxes. What comes of it stands on their pages.")),
+    });
+    page(&boxes_page(&app, &person, wanted, said).await?)
+}
+
+pub(super) async fn boxes_page(
+    app: &App,
+    person: &Person,
+    wanted: Wanted,
+    said: Option<Said>,
+) -> Result<BoxesPage, Problem> {
     let now = app.now();
     let filter = fleet::Filter {
         status: Status::ALL.iter().copied().find(|status| status.as_str() == wanted.status),
@@ -87,9 +105,12 @@ pub(in crate::pages) async fn list(
             url_encoded(&wanted.text)
         )
     });
-    page(&BoxesPage {
-        shell: shell(&app, &person, "Boxes"),
+    Ok(BoxesPage {
+        shell: shell(app, person, "Boxes"),
         tabs: Tabs { current: "/operator/boxes" },
+        said,
+        may_act: person.is_operator(),
+        choices: super::mass_actions::CHOICES,
         statuses: Status::ALL.iter().map(|status| (status.as_str(), status.as_str() == wanted.status)).collect(),
         wanted,
         older,

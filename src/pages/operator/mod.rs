@@ -22,6 +22,7 @@ use crate::{
     alerts,
     api::{
         error::{Body, Problem},
+        idempotency::NewId,
         operator::{self as api, DriftReport, ProviderLook},
     },
     app::App,
@@ -29,7 +30,11 @@ use crate::{
         chain::{self, Copy, Verification},
         events::{self, Event, LogFilter, LoggedEvent, Subject},
     },
-    billing::{adjustments, topups},
+    billing::{
+        adjustments,
+        runway::{self, Runways},
+        topups,
+    },
     clock::Time,
     jobs::{self, FailedJob},
     mailer,
@@ -41,9 +46,12 @@ use crate::{
     },
 };
 
+pub(super) mod approvals;
 pub(super) mod boxes;
+pub(super) mod mass_actions;
 pub(super) mod money;
 pub(super) mod plans;
+pub(super) mod providers;
 
 /// How many things a page of a list shows.
 const PAGE: i64 = 50;
@@ -56,18 +64,20 @@ struct Tabs {
 
 impl Tabs {
     /// Path, name.
-    const ALL: [(&'static str, &'static str); 8] = [
+    const ALL: [(&'static str, &'static str); 10] = [
         ("/operator", "Overview"),
+        ("/operator/approvals", "Approvals"),
         ("/operator/boxes", "Boxes"),
         ("/operator/customers", "Customers"),
         ("/operator/payments", "Payments"),
         ("/operator/plans", "Plans"),
+        ("/operator/providers", "Providers"),
         ("/operator/drift", "Drift"),
         ("/operator/jobs", "Jobs"),
         ("/operator/audit", "Audit log"),
     ];
 
-    fn all(self) -> [(&'static str, &'static str, bool); 8] {
+    fn all(self) -> [(&'static str, &'static str, bool); 10] {
         Self::ALL.map(|(path, name)| (path, name, path == self.current))
     }
 }
@@ -81,6 +91,9 @@ struct AlertView {
     subject: String,
     detail: String,
     at: When,
+    /// Whether resolving it takes a second person.
+    asks: bool,
+    form_id: Uuid,
 }
 
 struct ProviderView {
@@ -106,11 +119,13 @@ struct Overview {
     week: Takings,
     gateway_fails: bool,
     mailer_fails: bool,
+    approvals: i64,
     unresolved: usize,
     failed_jobs: usize,
     given_up: usize,
     drift: i64,
     drift_monthly: Usd,
+    runways: Runways,
     alerts: Vec<AlertView>,
     providers: Vec<ProviderView>,
 }
@@ -148,19 +163,23 @@ async fn overview_page(app: &App, person: &Person, said: Option<Said>) -> Result
         week: fleet::takings(pool, days(7)).await?,
         gateway_fails: topups::gateway_is_failing(pool, now).await?,
         mailer_fails: mailer::is_failing(pool, now).await?,
+        approvals: crate::approvals::count_waiting(pool, now).await?,
         unresolved: adjustments::unresolved(pool).await?.len(),
         given_up: failed.iter().filter(|job| job.is_given_up()).count(),
         failed_jobs: failed.len(),
         drift: drift.count,
         drift_monthly: drift.total_monthly_cost_cents,
+        runways: runway::look(app).await?,
         alerts: alerts::open(pool)
             .await?
             .into_iter()
             .map(|alert| AlertView {
+                asks: app.two_person_rule && alert.kind == api::BLAST_LIMIT,
                 kind: alert.kind,
                 subject: alert.subject,
                 detail: alert.detail,
                 at: When(alert.created_at),
+                form_id: Uuid::now_v7(),
             })
             .collect(),
         providers: catalogues::all(pool)
@@ -184,6 +203,7 @@ pub(super) async fn overview(State(app): State<App>, Reading(person): Reading) -
 /// An alert that was dealt with.
 #[derive(Deserialize)]
 pub(super) struct ResolveAlert {
+    form_id: Uuid,
     kind: String,
     subject: String,
     reason: String,
@@ -196,8 +216,8 @@ pub(super) async fn resolve_alert(
     Fields(form): Fields<ResolveAlert>,
 ) -> Result<Response, Problem> {
     let body = Body(api::Resolve { kind: form.kind, subject: form.subject, reason: form.reason });
-    match api::resolve_alert(State(app.clone()), acting.operator, body).await {
-        Ok(_) => Ok(Redirect::to("/operator").into_response()),
+    match api::resolve_alert(State(app.clone()), acting.operator, NewId(form.form_id), body).await {
+        Ok(answer) => Ok(Redirect::to(answer.waits_at().as_deref().unwrap_or("/operator")).into_response()),
         Err(problem) => {
             let said = Some(Said::refused(&problem));
             page_with(status_of(&problem), &overview_page(&app, &acting.person, said).await?)

@@ -207,6 +207,8 @@ struct CustomerPage {
     balances: Balances,
     boxes: Vec<(fleet::Listed, Badge)>,
     lines: Vec<Line>,
+    /// Whether a payout waits for a second person.
+    two_person_rule: bool,
     form_id: Uuid,
 }
 
@@ -243,6 +245,7 @@ async fn customer_page(app: &App, person: &Person, id: Uuid, said: Option<Said>)
             })
             .collect(),
         customer,
+        two_person_rule: app.two_person_rule,
         form_id: Uuid::now_v7(),
     })
 }
@@ -277,21 +280,25 @@ pub(in crate::pages) async fn adjust(
     let amount = form.amount.trim().parse::<Usd>().map_err(|error| Problem::bad_input(error.to_string()));
     let result = match (form.action.as_str(), amount) {
         ("release", _) => {
-            api_money::release_balance(state, operator, Id(id), Body(api::Why { reason: form.reason })).await.map(drop)
+            let body = Body(api::Why { reason: form.reason });
+            api_money::release_balance(state, operator, Id(id), body).await.map(|_| None)
         }
         (_, Err(problem)) => Err(problem),
         ("promotion", Ok(amount_cents)) => {
             let body = Body(api_money::Sum { amount_cents, reason: form.reason });
-            api_money::grant_promotion(state, operator, new, Id(id), body).await.map(drop)
+            api_money::grant_promotion(state, operator, new, Id(id), body).await.map(|_| None)
         }
         ("payout", Ok(amount_cents)) => {
             let body = Body(api_money::Sum { amount_cents, reason: form.reason });
-            api_money::reserve_payout(state, operator, new, Id(id), body).await.map(drop)
+            api_money::reserve_payout(state, operator, new, Id(id), body).await.map(|answer| answer.waits_at())
         }
         _ => Err(Problem::bad_input("a balance is given credit, paid out or released; nothing was booked")),
     };
     match result {
-        Ok(()) => Ok(Redirect::to(&format!("/operator/customers/{id}")).into_response()),
+        Ok(waits_at) => {
+            let here = || format!("/operator/customers/{id}");
+            Ok(Redirect::to(&waits_at.unwrap_or_else(here)).into_response())
+        }
         Err(problem) if problem.status == 404 => Err(problem),
         Err(problem) => {
             let said = Some(Said::refused(&problem));

@@ -47,6 +47,8 @@ struct PlansPage {
     may_act: bool,
     sold: Vec<Sold>,
     offers: Vec<Offer>,
+    /// Whether a price for boxes bought before waits for a second person.
+    two_person_rule: bool,
     form_id: Uuid,
 }
 
@@ -75,6 +77,7 @@ async fn plans_page(app: &App, person: &Person, said: Option<Said>) -> Result<Pl
                 Some(Offer { provider: known.provider.clone(), sizes: sizes.collect() })
             })
             .collect(),
+        two_person_rule: app.two_person_rule,
         form_id: Uuid::now_v7(),
     })
 }
@@ -140,7 +143,7 @@ pub(in crate::pages) async fn add(
         Err(problem) => Err(problem),
     };
     match result {
-        Ok(_) => Ok(Redirect::to("/operator/plans").into_response()),
+        Ok(answer) => Ok(Redirect::to(answer.waits_at().as_deref().unwrap_or("/operator/plans")).into_response()),
         Err(problem) => {
             let said = Some(Said::refused(&problem));
             page_with(status_of(&problem), &plans_page(&app, &acting.person, said).await?)

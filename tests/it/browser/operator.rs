@@ -2,11 +2,13 @@
 //! the log that proves it.
 
 use reqwest::Method;
+use seedplane::accounts::{self, Role};
+use seedplane_provisioning::TorrentStance;
 use serde_json::json;
 
 use super::Browser;
 use crate::{
-    support::temporary,
+    support::{World, temporary},
     trial::{Trial, command, said},
 };
 
@@ -14,9 +16,12 @@ const PASSWORD: &str = "a long enough password";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_sees_what_needs_a_person_and_does_it() {
-    let mut trial = Trial::start_in(temporary("operator").join("data"), "127.0.0.1:0");
-    let made = command(&trial.data, &["operator", "create", "op@example.org"], &format!("{PASSWORD}\n"));
-    assert!(made.status.success(), "{}", said(&made));
+    let arguments = ["--listen", "127.0.0.1:0", "--two-person-rule", "true"];
+    let mut trial = Trial::start_with(temporary("operator").join("data"), &arguments);
+    for email in ["op@example.org", "second@example.org"] {
+        let made = command(&trial.data, &["operator", "create", email], &format!("{PASSWORD}\n"));
+        assert!(made.status.success(), "{}", said(&made));
+    }
 
     // A customer with a box, and a payment that came short.
     let buyer = trial.sign_up().await;
@@ -97,6 +102,43 @@ async fn an_operator_sees_what_needs_a_person_and_does_it() {
     operator.until("Promotional credit").await;
     operator.looked_at("customer").await;
 
+    // A payout waits for somebody else, who sees exactly what it comes to; what is done to a box that was ticked does not.
+    operator.press_summary("Pay out").await;
+    operator.fill("#payout-amount", "2.00").await;
+    operator.fill("#payout-reason", "asked for in ticket 7").await;
+    operator.press("Set aside for a payout").await;
+    operator.until("You asked for it, so another operator decides").await;
+    operator.looked_at("approval-asked").await;
+    operator.go("/operator/payments").await;
+    operator.until("Not to be sent before another operator has approved it").await;
+    operator.looked_at("payouts").await;
+    operator.go("/operator/boxes").await;
+    operator.find("input[name=box]").await.click().await.unwrap();
+    operator.find("#mass-action option[value=hold-7]").await.click().await.unwrap();
+    operator.press("Go on").await;
+    operator.until("It is done at once, to all of them or to none").await;
+    operator.looked_at("mass-action").await;
+    operator.fill("#mass-reason", "the data centre moves").await;
+    operator.press("Do it").await;
+    operator.until("It is asked for 1 box").await;
+    operator.until("held").await;
+    let mut second = Browser::open(&trial.base, "second-operator").await;
+    second.go("/operator").await;
+    second.fill("#email", "second@example.org").await;
+    second.fill("#password", PASSWORD).await;
+    second.find("main button").await.click().await.unwrap();
+    second.press("1 waits for a second person").await;
+    second.until("asked for in ticket 7").await;
+    second.looked_at("approvals").await;
+    second.press("Look at it and decide").await;
+    second.until("leave the customer's balance").await;
+    second.looked_at("approval").await;
+    second.fill("#decide-reason", "the ticket is theirs").await;
+    second.press("Approve it").await;
+    second.until("the ticket is theirs").await;
+    second.looked_at("approval-decided").await;
+    second.close().await;
+
     // Everything that was done stands in the log, which can be verified.
     operator.press("Audit log").await;
     operator.until("a complaint is being looked at").await;
@@ -111,6 +153,9 @@ async fn an_operator_sees_what_needs_a_person_and_does_it() {
     operator.fill("input[name=reason]", "electricity costs more").await;
     operator.press("Set this price").await;
     operator.until("$16.00 a month").await;
+    operator.press("Providers").await;
+    operator.until("allowed by its terms").await;
+    operator.looked_at("providers").await;
     operator.press("Drift").await;
     operator.until("Nothing is deleted by itself").await;
     operator.looked_at("drift").await;
@@ -119,4 +164,63 @@ async fn an_operator_sees_what_needs_a_person_and_does_it() {
     operator.looked_at("jobs").await;
     operator.close().await;
     trial.stop().await;
+}
+
+/// What the trial has none of: a provider whose terms forbid torrents, and more boxes than one operator suspends alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_says_where_torrents_may_be_sold_and_asks_for_what_reaches_many() {
+    let mut world = World::new().await;
+    world.two_person_rule = true;
+    world.provider.offer(|offered| {
+        offered.torrent_stance = TorrentStance::Forbidden;
+        offered.sizes[0].regions = vec!["ams".to_owned(), "fra".to_owned()];
+    });
+    let test = world.start(true).await;
+    let person = test.person(Role::Operator).await;
+    let mut operator = Browser::open(&test.base, "asking").await;
+    operator.go("/operator/approvals").await;
+    let email = accounts::email_of(&test.app.pool, person.id).await.unwrap().unwrap();
+    operator.fill("#email", &email).await;
+    operator.fill("#password", PASSWORD).await;
+    operator.find("main button").await.click().await.unwrap();
+    operator.until("You are the only operator").await;
+    operator.looked_at("alone").await;
+    test.person(Role::Operator).await;
+    operator.press("Providers").await;
+    operator.until("not permitted, nothing is sold").await;
+    operator.press_summary("Permit torrents").await;
+    operator.looked_at("not-permitted").await;
+    operator.fill("input[name=reason]", "written consent of 2026-11-02, ticket 123").await;
+    operator.press("Torrents may be sold there").await;
+    operator.until("sold by your word").await;
+    let buyer = test.customer().await;
+    for _ in 0..6 {
+        test.active_box(&buyer, 1500).await;
+    }
+    operator.go("/operator/providers").await;
+    operator.press_summary("Take it back").await;
+    operator.until("No longer sold: Small").await;
+    operator.looked_at("permitted").await;
+
+    // The next month of none of them is covered.
+    test.advance(jiff::SignedDuration::from_hours(24 * 10)).await;
+    operator.go("/operator").await;
+    operator.until("Who runs out of money next").await;
+    operator.until("$90.00").await;
+    operator.looked_at("runway").await;
+    operator.go("/operator/boxes").await;
+    for number in 1..=6 {
+        let tick = format!("tbody tr:nth-child({number}) input[name=box]");
+        operator.find(&tick).await.click().await.unwrap();
+    }
+    operator.find("#mass-action option[value=suspend-operator]").await.click().await.unwrap();
+    operator.looked_at("boxes-ticked").await;
+    operator.press("Go on").await;
+    operator.until("So many at once wait for another operator").await;
+    operator.looked_at("mass-action-asks").await;
+    operator.fill("#mass-reason", "the data centre moves").await;
+    operator.press("Ask for approval").await;
+    operator.until("Waits for somebody else").await;
+    operator.looked_at("mass-action-asked").await;
+    operator.close().await;
 }

@@ -138,6 +138,8 @@ pub struct World {
     pub droplets: Option<(String, Simulator)>,
     /// Takes the mails; the trial's inbox if there is none.
     pub mailer: Option<Arc<dyn Mailer>>,
+    /// Whether some things need a second operator.
+    pub two_person_rule: bool,
     sandbox_address: SocketAddr,
 }
 
@@ -177,6 +179,7 @@ impl World {
             business_id,
             droplets: None,
             mailer: None,
+            two_person_rule: false,
             sandbox_address,
         }
     }
@@ -269,6 +272,7 @@ impl World {
             policy: Arc::new(Policy::default()),
             public_url: base.into(),
             trial: true,
+            two_person_rule: self.two_person_rule,
             allow_private_servers: true,
             byos_source_address: None,
             checkpoint_file: self.folder.join("checkpoints.jsonl").into(),
