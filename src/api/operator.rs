@@ -32,6 +32,7 @@ mod drift;
 pub(crate) mod money;
 pub(crate) mod plans;
 mod providers;
+pub(crate) mod reports;
 
 pub use drift::{DriftReport, ProviderLook, drift_report};
 pub use providers::{ProviderView, forbid_torrents, permit_torrents, providers};
@@ -43,6 +44,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .merge(plans::routes())
         .merge(providers::routes())
         .merge(drift::routes())
+        .merge(reports::routes())
         .routes(routes!(alerts))
         .routes(routes!(resolve_alert))
         .routes(routes!(show_resource))

@@ -190,6 +190,7 @@ async fn whatever_is_posted_is_made_once_when_its_answer_is_lost() {
         "/api/operator/customers/{id}/release-balance",
         "/api/operator/payouts/{id}/sent",
         "/api/operator/payouts/{id}/void",
+        "/api/operator/reports/{id}/close",
         // What is asked of a connection is asked of the connection as it is; a command and a connection are in `byos`.
         "/api/byos/connections",
         "/api/byos/connections/{id}/verify",

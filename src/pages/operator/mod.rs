@@ -34,6 +34,7 @@ use crate::{
     jobs::{self, FailedJob},
     mailer,
     money::Usd,
+    reports as reports_of_abuse,
     seedbox::{
         Status, catalogues,
         drift::findings::{Filter, Kept},
@@ -44,6 +45,7 @@ use crate::{
 pub(super) mod boxes;
 pub(super) mod money;
 pub(super) mod plans;
+pub(super) mod reports;
 
 /// How many things a page of a list shows.
 const PAGE: i64 = 50;
@@ -56,18 +58,19 @@ struct Tabs {
 
 impl Tabs {
     /// Path, name.
-    const ALL: [(&'static str, &'static str); 8] = [
+    const ALL: [(&'static str, &'static str); 9] = [
         ("/operator", "Overview"),
         ("/operator/boxes", "Boxes"),
         ("/operator/customers", "Customers"),
         ("/operator/payments", "Payments"),
         ("/operator/plans", "Plans"),
+        ("/operator/reports", "Reports"),
         ("/operator/drift", "Drift"),
         ("/operator/jobs", "Jobs"),
         ("/operator/audit", "Audit log"),
     ];
 
-    fn all(self) -> [(&'static str, &'static str, bool); 8] {
+    fn all(self) -> [(&'static str, &'static str, bool); 9] {
         Self::ALL.map(|(path, name)| (path, name, path == self.current))
     }
 }
@@ -107,6 +110,7 @@ struct Overview {
     gateway_fails: bool,
     mailer_fails: bool,
     unresolved: usize,
+    reports: i64,
     failed_jobs: usize,
     given_up: usize,
     drift: i64,
@@ -149,6 +153,7 @@ async fn overview_page(app: &App, person: &Person, said: Option<Said>) -> Result
         gateway_fails: topups::gateway_is_failing(pool, now).await?,
         mailer_fails: mailer::is_failing(pool, now).await?,
         unresolved: adjustments::unresolved(pool).await?.len(),
+        reports: reports_of_abuse::count_open(pool).await?,
         given_up: failed.iter().filter(|job| job.is_given_up()).count(),
         failed_jobs: failed.len(),
         drift: drift.count,

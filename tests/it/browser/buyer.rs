@@ -32,7 +32,7 @@ async fn a_buyer_signs_up_pays_uses_and_ends_a_box() {
     let mut buyer = Browser::open(&trial.base, "buyer").await;
     buyer.go("/").await;
     buyer.looked_at("start").await;
-    for (path, name) in [("/terms", "terms"), ("/privacy", "privacy"), ("/dmca", "dmca"), ("/nowhere", "not-found")] {
+    for (path, name) in [("/terms", "terms"), ("/privacy", "privacy"), ("/abuse", "abuse"), ("/nowhere", "not-found")] {
         buyer.go(path).await;
         buyer.looked_at(name).await;
     }

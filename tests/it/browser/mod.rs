@@ -19,6 +19,7 @@ use crate::support::PATIENCE;
 mod account;
 mod buyer;
 mod operator;
+mod reports;
 mod self_hoster;
 
 /// Finds what makes a page unusable for some: <https://github.com/dequelabs/axe-core>, MPL-2.0.
