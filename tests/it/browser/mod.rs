@@ -19,6 +19,7 @@ use crate::support::PATIENCE;
 mod account;
 mod buyer;
 mod operator;
+mod order_of_charges;
 mod reports;
 mod self_hoster;
 
