@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Presses a button of the sandbox gateway for the payment whose page is open, as the payer does elsewhere.
-async fn pay(trial: &Trial, browser: &Browser, button: &str) {
+pub async fn pay(trial: &Trial, browser: &Browser, button: &str) {
     let page = browser.find("a[href*='/sandbox/pay/']").await.attr("href").await.unwrap().unwrap();
     let answer = trial.http.post(format!("{page}/{button}")).send().await.unwrap();
     assert!(answer.status().is_success() || answer.status().is_redirection(), "{}", answer.status());
