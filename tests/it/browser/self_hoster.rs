@@ -91,6 +91,7 @@ async fn a_server_is_connected_used_watched_and_revoked() {
 
     // Nobody else has such a server.
     owner.press("Sign out").await;
+    owner.until("Make an account").await;
     owner.go("/sign-up").await;
     owner.fill("#email", "stranger@example.org").await;
     owner.fill("#password", "a long enough password").await;
