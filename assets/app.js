@@ -1,4 +1,5 @@
-// What pages do beside htmx: copy, count, keep what is being typed. Everything else works without scripts.
+// What pages do beside htmx: copy, count, drag into order, keep what is being typed. Everything works without scripts but for
+// live updates; what is dragged is moved by buttons, too.
 (() => {
   "use strict";
 
@@ -75,6 +76,54 @@
   });
   document.addEventListener("focusout", () => {
     if (waiting) setTimeout(() => { if (waiting && !busy(document.body)) location.reload(); }, 400);
+  });
+
+  // A row is dragged by its grip; the form is sent when it is let go, and Escape puts everything back. The others move around the
+  // dragged one, which stays where it is in the document: what is moved there loses the pointer.
+  let drag = null;
+  const stop = (keep) => {
+    const { form, body, row, before } = drag;
+    drag = null;
+    row.classList.remove("dragged");
+    const after = [...body.children];
+    if (!keep) {
+      body.append(...before);
+    } else if (after.some((one, place) => one !== before[place])) {
+      form.elements.order.value = after.map((one) => one.dataset.id).join(",");
+      form.elements.order.disabled = false;
+      form.requestSubmit();
+    }
+  };
+  document.addEventListener("pointerdown", (event) => {
+    const grip = event.target.closest("[data-order] .grip");
+    if (!grip || drag || event.button !== 0 || !event.isPrimary) return;
+    event.preventDefault();
+    const row = grip.closest("[data-id]");
+    const body = row.parentElement;
+    drag = { pointer: event.pointerId, form: grip.closest("form"), body, row, before: [...body.children] };
+    grip.setPointerCapture(event.pointerId);
+    row.classList.add("dragged");
+  });
+  document.addEventListener("pointermove", (event) => {
+    if (event.pointerId !== drag?.pointer) return;
+    const { row } = drag;
+    const middle = (one) => {
+      const { top, height } = one.getBoundingClientRect();
+      return top + height / 2;
+    };
+    while (row.previousElementSibling && event.clientY < middle(row.previousElementSibling)) row.after(row.previousElementSibling);
+    // A list longer than the screen comes along.
+    if (event.clientY < 50) window.scrollBy(0, -12);
+    if (event.clientY > window.innerHeight - 50) window.scrollBy(0, 12);
+    while (row.nextElementSibling && event.clientY > middle(row.nextElementSibling)) row.before(row.nextElementSibling);
+  });
+  document.addEventListener("pointerup", (event) => { if (event.pointerId === drag?.pointer) stop(true); });
+  document.addEventListener("pointercancel", (event) => { if (event.pointerId === drag?.pointer) stop(false); });
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" || !drag) return;
+    event.preventDefault();
+    stop(false);
+    say("The order is as it was");
   });
 
   // A form that was sent is not sent twice by an impatient click; the server would carry it out once anyway.

@@ -41,7 +41,8 @@ This is a trial installation. Before it takes real money its operator sets SEEDP
 
 # What this software keeps
 Your e-mail address, a hash of your password, what was paid and charged, and a log of what was done to your boxes. The log \
-names people by number; it cannot be changed, so nothing personal is written into it.";
+names people by number; it cannot be changed, so nothing personal is written into it. Of whoever sends a \
+notice or a report: what the form asked for.";
 
 impl Brand {
     /// The name of the service.

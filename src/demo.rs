@@ -291,6 +291,12 @@ impl Story {
         self.ok(Method::POST, path, Some(body)).await
     }
 
+    /// Orders a box, and accepts the terms with it.
+    async fn order(&self, plan: &Value) -> anyhow::Result<Value> {
+        let terms = self.get("/api/terms").await?;
+        self.post("/api/seedbox/orders", json!({ "plan_id": plan["id"], "terms_version": terms["version"] })).await
+    }
+
     /// Asks again until it is so.
     async fn until(&self, what: &str, path: &str, so: impl Fn(&Value) -> bool) -> anyhow::Result<Value> {
         self.spinner.set_message(what.to_owned());
@@ -372,7 +378,7 @@ impl Story {
         self.done("Signed up", &format!("{email}; {} plans on sale", plans.as_array().map_or(0, Vec::len)));
 
         let plan = &plans[0];
-        let order = self.post("/api/seedbox/orders", json!({ "plan_id": plan["id"] })).await?;
+        let order = self.order(plan).await?;
         ensure!(
             order["status"] == "awaiting_payment" && order["resource_id"].is_null(),
             "an unpaid order has no box: {order}"
@@ -686,7 +692,7 @@ impl Story {
     async fn links(&mut self) -> anyhow::Result<(String, String)> {
         self.spinner.set_message("getting the pages ready to look at");
         let plans = self.get("/api/seedbox/plans").await?;
-        let order = self.post("/api/seedbox/orders", json!({ "plan_id": plans[0]["id"] })).await?;
+        let order = self.order(&plans[0]).await?;
         let missing = order["missing_cents"].as_i64().unwrap_or_default();
         if missing > 0 {
             let topup = self.post("/api/billing/topups", json!({ "amount_cents": missing + 1000 })).await?;

@@ -21,6 +21,7 @@ pub mod billing; // the ledger, the rules, the sweep, top-ups
 pub mod mailer; // notices, templates, the outbox
 
 pub mod orders; // where money meets boxes
+pub mod reports; // complaints about what boxes do
 pub mod terms; // which terms somebody accepted
 pub mod usage; // what boxes use
 

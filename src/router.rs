@@ -88,7 +88,7 @@ impl Modify for Keyed {
 ///
 /// | routes | who |
 /// |---|---|
-/// | `/api/auth/sign-up`, `/api/auth/sign-in`, `/api/auth/password-reset*`, `/api/seedbox/plans`, `/healthz`, `/readyz`, `/openapi.json`, `/docs` | everybody |
+/// | `/api/auth/sign-up`, `/api/auth/sign-in`, `/api/auth/password-reset*`, `/api/seedbox/plans`, `/api/terms`, `/healthz`, `/readyz`, `/openapi.json`, `/docs` | everybody |
 /// | `/api/byos/manifest` | everybody |
 /// | `/api/auth/*`, `/api/seedbox/*`, `/api/billing/*`, `/api/byos/*` | a signed-in person, for their own things; others' are 404 |
 /// | `/api/operator/*` | operators; 404 for others |
@@ -101,6 +101,7 @@ pub fn router(app: App, sandbox: Option<Router>) -> Router {
         .merge(api::auth::routes())
         .merge(api::seedbox::orders::routes())
         .merge(api::seedbox::resources::routes())
+        .merge(api::terms::routes())
         .merge(api::billing::routes())
         .merge(api::byos::connections::routes())
         .merge(api::operator::routes());

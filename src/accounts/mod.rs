@@ -172,7 +172,11 @@ impl Principal {
     }
 }
 
-fn check_email(email: &str) -> Result<String, AccountError> {
+/// An e-mail address as it is kept, if it is one that a mail can go to.
+///
+/// # Errors
+/// [`AccountError::BadEmail`].
+pub fn check_email(email: &str) -> Result<String, AccountError> {
     let email = email.trim().to_lowercase();
     let (name, domain) = email.split_once('@').ok_or(AccountError::BadEmail)?;
     let plain = |part: &str| {

@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 use crate::{
     accounts::{AccountError, Scope, TokenError, issuers::IssuerError},
     orders::OrderError,
+    reports::ReportError,
     seedbox::lifecycle::TransitionError,
 };
 
@@ -255,6 +256,23 @@ impl From<OrderError> for Problem {
             OrderError::Unavailable(_) => Self::new(StatusCode::CONFLICT, "plan-unavailable", detail),
             OrderError::NotCancellable(_) => Self::conflict(detail),
             OrderError::Database(error) => error.into(),
+        }
+    }
+}
+
+impl From<ReportError> for Problem {
+    fn from(error: ReportError) -> Self {
+        let detail = error.to_string();
+        match error {
+            ReportError::Wrong(_) => Self::bad_input(detail),
+            ReportError::TooOften { minutes } => Self {
+                retry_after: Some(minutes * 60),
+                ..Self::new(StatusCode::TOO_MANY_REQUESTS, "too-many-reports", detail)
+            },
+            ReportError::TooManyOpen => Self::new(StatusCode::TOO_MANY_REQUESTS, "too-many-reports", detail),
+            ReportError::Full => Self::new(StatusCode::SERVICE_UNAVAILABLE, "too-many-reports", detail),
+            ReportError::Sent { .. } => Self::conflict(detail),
+            ReportError::Database(error) => error.into(),
         }
     }
 }

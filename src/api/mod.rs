@@ -8,5 +8,6 @@ pub mod idempotency;
 pub mod nodes;
 pub mod operator;
 pub mod seedbox;
+pub mod terms;
 pub mod trial;
 pub mod webhooks;

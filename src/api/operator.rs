@@ -41,6 +41,7 @@ pub(crate) mod mass_actions;
 pub(crate) mod money;
 pub(crate) mod plans;
 mod providers;
+pub(crate) mod reports;
 mod runway;
 
 pub use drift::{DriftReport, ProviderLook, drift_report};
@@ -56,6 +57,7 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
         .merge(providers::routes())
         .merge(drift::routes())
         .merge(runway::routes())
+        .merge(reports::routes())
         .routes(routes!(alerts))
         .routes(routes!(resolve_alert))
         .routes(routes!(show_resource))

@@ -105,6 +105,30 @@ pub async fn notify_in(connection: &mut PgConnection, notice: Notice<'_>, at: Ti
     Ok(true)
 }
 
+/// Writes a mail to somebody who has no account, and the job that hands it over, in the caller's transaction.
+///
+/// # Errors
+/// Those of the database.
+pub async fn write_in(
+    connection: &mut PgConnection,
+    address: &str,
+    subject: &str,
+    body: &str,
+    at: Time,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        "insert into mail_outbox (id, address, subject, body, created_at, next_try_at) values ($1, $2, $3, $4, $5, $5)",
+        Uuid::now_v7(),
+        address,
+        subject,
+        body,
+        at,
+    )
+    .execute(&mut *connection)
+    .await?;
+    jobs::enqueue_in(connection, Job::SendMail(None)).await
+}
+
 /// Takes mails.
 #[async_trait]
 pub trait Mailer: Send + Sync + fmt::Debug {
@@ -240,11 +264,11 @@ async fn send_next(pool: &PgPool, mailer: &dyn Mailer, public_url: &str, clock: 
     // under the same message id.
     let mail = sqlx::query!(
         r#"update mail_outbox m set tries = m.tries + 1, next_try_at = $2
-           from users u
-           where m.user_id = u.id and m.id = (
+           where m.id = (
                select id from mail_outbox where handed_at is null and next_try_at <= $1
                order by next_try_at limit 1 for update skip locked)
-           returning m.id, m.subject, m.body, m.user_id, m.notice_id, m.tries, m.created_at as "created_at: Time", u.email,
+           returning m.id, m.subject, m.body, m.user_id as "user_id: UserId", m.notice_id, m.tries, m.created_at as "created_at: Time",
+               coalesce(m.address, (select email from users u where u.id = m.user_id)) as "email!",
                (select resource_id from notices n where n.id = m.notice_id) as resource_id"#,
         at,
         Time(at.0 + CLAIM),
@@ -253,13 +277,15 @@ async fn send_next(pool: &PgPool, mailer: &dyn Mailer, public_url: &str, clock: 
     .await?;
     let Some(mail) = mail else { return Ok(false) };
     let mut body = mail.body;
-    if body.contains(CREDENTIALS_LINK) {
+    if let Some(user) = mail.user_id
+        && body.contains(CREDENTIALS_LINK)
+    {
         let (token, hash) = accounts::new_token("spl");
         sqlx::query!(
             "insert into one_time_links (token_hash, user_id, resource_id, purpose, created_at, expires_at, credentials_version)
              values ($1, $2, $3, 'credentials', $4, $5, (select credentials_version from seedbox_resources where id = $3))",
             &hash,
-            mail.user_id.0,
+            user.0,
             mail.resource_id as _,
             at,
             Time(at.0 + LINK_LIFETIME),
@@ -268,8 +294,10 @@ async fn send_next(pool: &PgPool, mailer: &dyn Mailer, public_url: &str, clock: 
         .await?;
         body = body.replace(CREDENTIALS_LINK, &format!("{public_url}/link/{}", token.expose_secret()));
     }
-    if body.contains(RESET_LINK) {
-        let token = accounts::open_reset(pool, mail.user_id, mail.created_at, at).await?;
+    if let Some(user) = mail.user_id
+        && body.contains(RESET_LINK)
+    {
+        let token = accounts::open_reset(pool, user, mail.created_at, at).await?;
         body = body.replace(RESET_LINK, &format!("{public_url}/reset/{}", token.expose_secret()));
     }
     let sent = tokio::time::timeout(
@@ -295,18 +323,26 @@ async fn send_next(pool: &PgPool, mailer: &dyn Mailer, public_url: &str, clock: 
                 plans::price_was_told(pool, notice, at).await?;
                 sqlx::query!(
                     "update seedbox_billing_accounts set next_sweep_at = least(next_sweep_at, $2) where user_id = $1",
-                    mail.user_id.0,
+                    mail.user_id.map(|user| user.0),
                     at
                 )
                 .execute(pool)
                 .await?;
             }
         }
+        // A stranger's address is in no log, and what it does not take says nothing of the mailer.
+        Err(_) if mail.user_id.is_none() && mail.tries >= UNDELIVERABLE_AFTER => {
+            tracing::warn!(mail = %mail.id, tries = mail.tries, "a mail to somebody without an account was given up");
+            sqlx::query!("delete from mail_outbox where id = $1", mail.id).execute(pool).await?;
+        }
         Err(error) => {
+            let error = if mail.user_id.is_some() { error } else { "the mailer did not take it".to_owned() };
             tracing::warn!(mail = %mail.id, tries = mail.tries, error, "the mailer did not take a mail");
-            if mail.tries == UNDELIVERABLE_AFTER {
+            if let Some(user) = mail.user_id
+                && mail.tries == UNDELIVERABLE_AFTER
+            {
                 let detail = format!("'{}' was refused {} times: {error}", mail.subject, mail.tries);
-                alerts::raise(pool, "mail_undeliverable", &mail.user_id.to_string(), &detail, at).await?;
+                alerts::raise(pool, "mail_undeliverable", &user.to_string(), &detail, at).await?;
             }
             let pause = SignedDuration::from_mins(1 << mail.tries.clamp(1, 9).saturating_sub(1));
             sqlx::query!(
@@ -323,14 +359,15 @@ async fn send_next(pool: &PgPool, mailer: &dyn Mailer, public_url: &str, clock: 
 }
 
 /// Whether the mailer is failing: a mail has waited for more than 15 minutes in spite of being tried, and none that was
-/// written after it has been handed over. A mailbox that takes nothing is not a mailer that fails.
+/// written after it has been handed over. A mailbox that takes nothing is not a mailer that fails, and an address that anybody
+/// may type into a form says nothing at all.
 ///
 /// # Errors
 /// Those of the database.
 pub async fn is_failing(executor: impl PgExecutor<'_>, at: Time) -> sqlx::Result<bool> {
     sqlx::query_scalar!(
         r#"select exists (
-               select from mail_outbox waiting where handed_at is null and tries > 1 and last_error is not null
+               select from mail_outbox waiting where handed_at is null and tries > 1 and last_error is not null and user_id is not null
                and created_at < $1::timestamptz - interval '15 minutes'
                and not exists (select from mail_outbox later where later.handed_at > waiting.created_at)) as "failing!""#,
         at

@@ -13,6 +13,7 @@ use crate::{
 
 pub mod accounts;
 pub mod byos;
+pub mod reports;
 
 /// `3 February 2027, 14:05 UTC`.
 pub fn date(time: Time) -> String {

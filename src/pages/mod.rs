@@ -31,6 +31,7 @@ mod money;
 mod operator;
 mod orders;
 mod public;
+mod reports;
 mod servers;
 mod settings;
 mod show;
@@ -42,7 +43,7 @@ mod visitor;
 ///
 /// | pages | who |
 /// |---|---|
-/// | `/`, `/plans`, `/terms`, `/privacy`, `/dmca`, `/sign-up`, `/sign-in`, `/forgot-password`, `/assets/*`, `/brand*` | everybody |
+/// | `/`, `/plans`, `/terms`, `/privacy`, `/dmca`, `/abuse`, `/sign-up`, `/sign-in`, `/forgot-password`, `/assets/*`, `/brand*` | everybody |
 /// | `/seedbox/*` | a signed-in person, for their own things; others' are 404 |
 /// | `/operator/*` | operators; support reads; 404 for others |
 /// | `/link/{token}`, `/reset/{token}` | whoever has the link, once |
@@ -55,7 +56,10 @@ fn pages(trial: bool) -> Pages {
         .get("/plans", public::plans)
         .get("/terms", public::terms)
         .get("/privacy", public::privacy)
-        .get("/dmca", public::dmca)
+        .get("/dmca", reports::ask_notice)
+        .post("/dmca", reports::send_notice)
+        .get("/abuse", reports::ask_complaint)
+        .post("/abuse", reports::send_complaint)
         .get("/sign-up", accounts::ask_sign_up)
         .post("/sign-up", accounts::sign_up)
         .get("/sign-in", accounts::ask_sign_in)
@@ -134,6 +138,9 @@ fn pages(trial: bool) -> Pages {
         .post("/operator/plans", operator::plans::add)
         .get("/operator/providers", operator::providers::show)
         .post("/operator/providers/{provider}/permission", operator::providers::permit)
+        .get("/operator/reports", operator::reports::list)
+        .get("/operator/reports/{id}", operator::reports::show)
+        .post("/operator/reports/{id}/close", operator::reports::close)
         .get("/operator/drift", operator::drift)
         .get("/operator/jobs", operator::failed_jobs)
         .post("/operator/jobs/retry", operator::retry_job)

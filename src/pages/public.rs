@@ -72,18 +72,3 @@ pub(super) async fn privacy(State(app): State<App>, Visitor(visitor): Visitor) -
         legal_entity: app.brand.legal_entity.clone(),
     })
 }
-
-#[derive(Template)]
-#[template(path = "dmca.html")]
-struct DmcaPage {
-    shell: Shell,
-    agent: Option<String>,
-}
-
-/// `GET /dmca`: who takes notices of infringement, and what one has to say.
-pub(super) async fn dmca(State(app): State<App>, Visitor(visitor): Visitor) -> Result<Response, Problem> {
-    page(&DmcaPage {
-        shell: Shell::new(&app, visitor.as_ref(), "Notices of infringement", "dmca"),
-        agent: app.brand.dmca_agent.clone(),
-    })
-}

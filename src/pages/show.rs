@@ -16,6 +16,7 @@ use crate::{
     ids::UserId,
     mailer::templates::date,
     orders::OrderStatus,
+    reports::{Outcome, ReportKind},
     seedbox::{Operation, Resource, Status, SuspendReason},
 };
 
@@ -351,6 +352,28 @@ pub(super) fn event_view(event: &RecordedEvent, owner: UserId) -> EventView {
         who: actor_words(&event.actor, owner),
         // The word of a rule is in what happened already; a reason is what somebody wrote.
         reason: if event.reason.contains(' ') { event.reason.clone() } else { String::new() },
+    }
+}
+
+/// What came of a report, or that it is open.
+pub(super) fn report_badge(outcome: Option<Outcome>) -> Badge {
+    let (tone, word) = match outcome {
+        None => ("warn", "Open"),
+        Some(Outcome::ActedOn) => ("good", "Acted on"),
+        Some(Outcome::NotOurs) => ("off", "Not ours"),
+        Some(Outcome::Rejected) => ("off", "Rejected"),
+    };
+    Badge { tone, word }
+}
+
+/// What a report is about.
+pub(super) fn report_words(kind: ReportKind) -> &'static str {
+    match kind {
+        ReportKind::Copyright => "Notice of infringement",
+        ReportKind::Attack => "Attacks",
+        ReportKind::Spam => "Unwanted mail",
+        ReportKind::Malware => "Malware or phishing",
+        ReportKind::Other => "Something else",
     }
 }
 

@@ -67,7 +67,7 @@ struct Chart {
     places: usize,
     /// By place.
     spans: Vec<(usize, UsageSpan)>,
-    /// What the full height stands for, in bytes.
+    /// What the full height stands for, in bytes; 0 if nothing is drawn.
     most: i64,
     what: Drawn,
     name: fn(Time) -> String,
@@ -99,7 +99,7 @@ impl Chart {
             Drawn::Traffic => span.received_bytes.max(span.sent_bytes),
             Drawn::Disk => span.disk_used_bytes,
         };
-        let most = spans.iter().map(|(_, span)| height(span)).max().unwrap_or(0).max(at_least).max(1);
+        let most = spans.iter().map(|(_, span)| height(span)).max().unwrap_or(0).max(at_least);
         Self { title, places, spans, most, what, name }
     }
 
@@ -108,9 +108,10 @@ impl Chart {
     }
 
     fn scaled(&self, bytes: i64, height: i64) -> i64 {
-        let scaled = i64::try_from(i128::from(bytes) * i128::from(height) / i128::from(self.most)).unwrap_or(height);
+        let scaled =
+            i64::try_from(i128::from(bytes) * i128::from(height) / i128::from(self.most.max(1))).unwrap_or(height);
         // What is there is seen, however little it is.
-        if bytes > 0 { scaled.max(4) } else { 0 }
+        if bytes > 0 { scaled.max(2 * HALF / 60) } else { 0 }
     }
 
     fn bar(&self, f: &mut fmt::Formatter<'_>, class: &str, place: usize, bytes: i64, said: &str) -> fmt::Result {
@@ -261,7 +262,7 @@ pub(super) async fn show(
             .iter()
             .rev()
             .map(|span| Line {
-                name: show::day(span.began_at),
+                name: span.began_at.strftime("%-d %b %Y").to_string(),
                 received: Bytes(span.received_bytes),
                 sent: Bytes(span.sent_bytes),
                 disk: Bytes(span.disk_used_bytes),

@@ -33,6 +33,12 @@ async fn things(test: &TestApp) -> Things {
     let topup = test.post(&owner, "/api/billing/topups", json!({ "amount_cents": 500 })).await;
     let token = test.post(&owner, "/api/auth/tokens", json!({ "name": "mine" })).await;
     let server = test.post(&owner, "/api/byos/connections", json!({ "host": "203.0.113.7" })).await;
+    let report = json!({
+        "kind": "attack", "name": "x", "email": "x@example.org", "location": "x", "details": "x", "accurate": "yes",
+    });
+    let sent = test.http.post(format!("{}/abuse", test.base)).form(&report).send().await.unwrap();
+    assert!(sent.status().is_success());
+    let reports = test.get(&test.person(Role::Operator).await, "/api/operator/reports").await;
     let text = |value: &Value| value["id"].as_str().unwrap().to_owned();
     let ids = BTreeMap::from([
         ("resource", resource),
@@ -40,6 +46,7 @@ async fn things(test: &TestApp) -> Things {
         ("topup", text(&topup)),
         ("token", text(&token)),
         ("server", text(&server)),
+        ("report", text(&reports[0])),
     ]);
     test.idle().await;
     Things { ids, owner: owner.id, plan: plan.as_str().unwrap().to_owned() }
@@ -55,6 +62,7 @@ impl Things {
             _ if path.contains("/topups/") || path.contains("/payments/") => of("topup"),
             _ if path.contains("/tokens/") => of("token"),
             _ if path.contains("/connections/") || path.contains("/servers/") => of("server"),
+            _ if path.contains("/reports/") => of("report"),
             _ if path.contains("/customers/") => self.owner.to_string(),
             _ => Uuid::nil().to_string(),
         };
@@ -76,7 +84,7 @@ impl Things {
                 "confirm_label": "x", "id": "1", "kind": "x", "subject": "x", "order": "x", "terms": "x",
                 "email": format!("{new}@example.org"), "password": "a wrong password", "current": "a wrong password",
                 "new": "a long enough password", "name": "x", "scope": "read",
-                "code": "x", "price": "1", "provider": "nowhere", "size": "x", "disk_gb": "1",
+                "code": "x", "price": "1", "provider": "nowhere", "size": "x", "disk_gb": "1", "outcome": "rejected",
             });
         }
         let reason = "tried";
@@ -99,6 +107,7 @@ impl Things {
             "/api/operator/mass-actions" => {
                 json!({ "change": { "action": "resume" }, "resource_ids": [], "reason": reason })
             }
+            "/api/operator/reports/{id}/close" => json!({ "outcome": "rejected", "reason": reason }),
             _ if path.ends_with("/upgrade") => json!({ "plan_id": self.plan }),
             _ if path.starts_with("/api/seedbox/") && path.ends_with("/terminate") => json!({ "confirm_label": "x" }),
             _ if path.ends_with("/priority") => json!({ "priority": 2 }),

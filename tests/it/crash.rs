@@ -13,11 +13,11 @@ use std::{
 };
 
 use reqwest::{Method, StatusCode};
-use seedplane::{audit::chain, billing::ledger, postgres::running_url};
+use seedplane::{audit::chain, billing::ledger, brand::Brand, postgres::running_url};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::support::temporary;
+use crate::support::{temporary, with_terms};
 
 /// How often it is killed.
 const KILLS: u32 = 20;
@@ -185,7 +185,7 @@ impl Buyer {
     }
 
     async fn post(&self, path: &str, body: Value) -> Value {
-        let (status, value) = self.call(Method::POST, path, body).await;
+        let (status, value) = self.call(Method::POST, path, with_terms(path, body, &Brand::default())).await;
         assert!(status.is_success(), "POST {path}: {status} {value}");
         value
     }

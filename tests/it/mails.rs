@@ -20,7 +20,7 @@ use crate::support::{
 };
 
 /// An application that sends its mails to a server of the test's.
-async fn with_smtp() -> (TestApp, Smtp) {
+pub async fn with_smtp() -> (TestApp, Smtp) {
     let smtp = Smtp::start().await;
     let brand = Brand {
         name: Some("Harbour & Sons".to_owned()),

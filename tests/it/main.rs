@@ -31,6 +31,7 @@ mod payments_gateway;
 mod plan_changes;
 mod provider_contract;
 mod providers;
+mod reports;
 mod sandbox_droplets;
 mod scale;
 mod schema;

@@ -1,11 +1,12 @@
 //! Orders: no box before a verified payment, and each request carried out once.
 
 use reqwest::{Method, StatusCode};
-use seedplane::accounts::Role;
+use seedplane::{accounts::Role, brand::Brand};
 use seedplane_simulators::coinpayportal::PayAmount;
-use serde_json::json;
+use serde_json::{Value, json};
+use uuid::Uuid;
 
-use crate::support::TestApp;
+use crate::support::{TestApp, with_terms};
 
 #[tokio::test]
 async fn an_order_cannot_provision_before_a_verified_payment() {
@@ -63,9 +64,10 @@ async fn the_same_key_orders_once() {
         let response = request.json(&body).send().await.unwrap();
         (response.status(), response.json::<serde_json::Value>().await.unwrap())
     };
-    let (first, order) = send(json!({ "plan_id": plan })).await;
+    let accepted = with_terms("/api/seedbox/orders", json!({ "plan_id": plan }), &test.app.brand);
+    let (first, order) = send(accepted.clone()).await;
     assert_eq!(first, StatusCode::CREATED);
-    let (again, replay) = send(json!({ "plan_id": plan })).await;
+    let (again, replay) = send(accepted.clone()).await;
     assert_eq!((again, &replay["id"]), (StatusCode::CREATED, &order["id"]));
     let (other, problem) = send(json!({ "plan_id": plan, "x": 1 })).await;
     assert_eq!((other, problem["type"].as_str()), (StatusCode::UNPROCESSABLE_ENTITY, Some("idempotency-key-reused")));
@@ -86,7 +88,7 @@ async fn the_same_key_orders_once() {
         .execute(&test.world.owner().await)
         .await
         .unwrap();
-    let (after, found) = send(json!({ "plan_id": plan })).await;
+    let (after, found) = send(accepted).await;
     assert_eq!((after, &found["id"]), (StatusCode::CREATED, &order["id"]));
     assert_eq!(test.get(&buyer, "/api/seedbox/orders").await.as_array().unwrap().len(), 1);
 }
@@ -206,6 +208,7 @@ async fn whatever_is_posted_is_made_once_when_its_answer_is_lost() {
         "/api/operator/approvals/{id}/approve",
         "/api/operator/approvals/{id}/refuse",
         "/api/operator/approvals/{id}/withdraw",
+        "/api/operator/reports/{id}/close",
         // What is asked of a connection is asked of the connection as it is; a command and a connection are in `byos`.
         "/api/byos/connections",
         "/api/byos/connections/{id}/verify",
@@ -254,7 +257,8 @@ async fn whatever_is_posted_is_made_once_when_its_answer_is_lost() {
     for (number, (path, person, url, body)) in steps.iter().enumerate() {
         let send = async || {
             let request = test.http.post(format!("{}{url}", test.base)).bearer_auth(&person.token);
-            let request = request.header("idempotency-key", format!("step {number}")).json(body);
+            let request = request.header("idempotency-key", format!("step {number}"));
+            let request = request.json(&with_terms(url, body.clone(), &test.app.brand));
             let response = request.send().await.unwrap();
             (response.status(), response.text().await.unwrap())
         };
@@ -302,6 +306,66 @@ async fn an_outcome_that_nobody_knows_is_said_so_and_found_by_its_key() {
     let (status, answer) = send().await;
     assert_eq!(status, StatusCode::OK, "{answer}");
     assert_eq!(test.get(&buyer, "/api/billing/account").await["paid_cents"], 100, "and done once");
+}
+
+#[tokio::test]
+async fn an_order_accepts_the_terms_in_force_and_others_make_nothing() {
+    let mut test = TestApp::new().await;
+    let buyer = test.customer().await;
+    let plan = test.plan(1500).await;
+    let path = "/api/seedbox/orders";
+    let order = |version: Value| json!({ "plan_id": plan, "terms_version": version });
+    let (_, terms) = test.call(None, Method::GET, "/api/terms", None).await;
+    let version = terms["version"].as_str().unwrap().to_owned();
+    assert_eq!(
+        (version.as_str(), terms["text"].as_str()),
+        (&*test.app.brand.terms_version(), Some(test.app.brand.terms()))
+    );
+    let page = test.http.get(terms["url"].as_str().unwrap()).send().await.unwrap().text().await.unwrap();
+    assert!(page.contains(&version), "{page}");
+
+    let refused = async |test: &TestApp, said: Value, version: &str| {
+        let (status, problem) = test.call(Some(&buyer), Method::POST, path, Some(order(said))).await;
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.contains(&format!("`{version}`")) && detail.contains("GET /api/terms"), "{detail}");
+        (status.as_u16(), problem["type"].as_str().unwrap().to_owned())
+    };
+    assert_eq!(refused(&test, Value::Null, &version).await, (422, "terms-not-accepted".to_owned()));
+    assert_eq!(refused(&test, json!("0123456789ab"), &version).await, (409, "terms-changed".to_owned()));
+    let made = async |table: &str| -> i64 {
+        let count = sqlx::AssertSqlSafe(format!("select count(*) from {table}"));
+        sqlx::query_scalar(count).fetch_one(&test.app.pool).await.unwrap()
+    };
+    assert_eq!((made("seedbox_orders").await, made("terms_acceptances").await), (0, 0));
+
+    // Accepted with an order, as a page does it: word for word, with an audit event, once.
+    test.post(&buyer, path, order(json!(version))).await;
+    test.post(&buyer, path, order(Value::Null)).await;
+    let kept: Vec<(Uuid, String)> = sqlx::query_as(
+        "select a.user_id, v.body from terms_acceptances a join terms_versions v using (version)
+         join seedbox_audit_events e on e.subject_id = a.user_id and e.action = 'user.terms_accepted'",
+    )
+    .fetch_all(&test.app.pool)
+    .await
+    .unwrap();
+    assert_eq!(kept, [(buyer.id.0, test.app.brand.terms().to_owned())]);
+
+    // Other terms have to be accepted anew; what was ordered before by a key is found again all the same.
+    let send = async |test: &TestApp, body: Value| {
+        let request = test.http.post(format!("{}{path}", test.base)).bearer_auth(&buyer.token);
+        request.header("idempotency-key", "before").json(&body).send().await.unwrap().json::<Value>().await.unwrap()
+    };
+    let before = send(&test, order(json!(version))).await;
+    let forget = "update idempotency_keys set response_status = null, created_at = created_at - interval '1 hour'";
+    sqlx::query(forget).execute(&test.world.owner().await).await.unwrap();
+    test.app.brand = std::sync::Arc::new(Brand { terms: Some("Other terms.".to_owned()), ..Brand::default() });
+    let test = test.served_again().await;
+    let newer = test.app.brand.terms_version();
+    assert_eq!(refused(&test, Value::Null, &newer).await, (422, "terms-not-accepted".to_owned()));
+    assert_eq!(refused(&test, json!(version), &newer).await, (409, "terms-changed".to_owned()));
+    assert_eq!(send(&test, order(json!(version))).await["id"], before["id"]);
+    assert_eq!(test.get(&buyer, path).await.as_array().unwrap().len(), 3);
+    test.post(&buyer, path, order(json!(newer))).await;
 }
 
 #[tokio::test]

@@ -8,9 +8,10 @@ use std::{
 };
 
 use reqwest::Method;
+use seedplane::brand::Brand;
 use serde_json::{Value, json};
 
-use crate::support::{PATIENCE, temporary};
+use crate::support::{PATIENCE, temporary, with_terms};
 
 /// Runs a command of the binary on a data folder, with something on its standard input.
 pub fn command(data: &Path, arguments: &[&str], input: &str) -> Output {
@@ -81,7 +82,7 @@ impl Trial {
             request = request.bearer_auth(token);
         }
         if let Some(body) = body {
-            request = request.json(&body);
+            request = request.json(&with_terms(path, body, &Brand::default()));
         }
         let answer = request.send().await.unwrap();
         let status = answer.status();

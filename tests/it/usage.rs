@@ -60,7 +60,7 @@ async fn what_a_box_uses_is_counted_by_the_month_the_day_and_the_hour() {
     let seen = counted.after(quarter).await;
     assert_eq!(traffic(&seen), (3_000_000_000, 1_000_000_000), "{seen}");
     assert_eq!((&seen["disk_used_bytes"], &seen["disk_total_bytes"]), (&json!(2 * GB), &json!(50 * GB)));
-    let resource = counted.test.get(&counted.buyer, &counted.path("").trim_end_matches('/').to_owned()).await;
+    let resource = counted.test.get(&counted.buyer, counted.path("").trim_end_matches('/')).await;
     assert_eq!(seen["resets_at"], resource["paid_until"], "it counts anew with the next month");
 
     // The machine was started again: its counters begin at nothing.

@@ -10,6 +10,7 @@ use crate::{
     api::{
         error::{Body, Id, Problem},
         idempotency::NewId,
+        terms,
     },
     app::App,
     auth::Customer,
@@ -40,6 +41,9 @@ async fn list_plans(State(app): State<App>) -> Result<Json<Vec<Plan>>, Problem> 
 struct NewOrder {
     /// A plan from `GET /api/seedbox/plans`.
     plan_id: PlanId,
+    /// The terms that are accepted with it: `version` of `GET /api/terms`. Whoever has accepted those may leave it out.
+    #[serde(default)]
+    terms_version: Option<String>,
 }
 
 /// An order, and what is missing to pay it.
@@ -66,7 +70,8 @@ pub(crate) async fn view(app: &App, order: Order) -> Result<OrderView, Problem> 
     Ok(OrderView { order, missing_cents, unavailable })
 }
 
-/// Place an order. It is paid from the balance at once if that covers it; otherwise it waits for a top-up.
+/// Place an order, and accept the terms with it. It is paid from the balance at once if that covers it; otherwise it waits for
+/// a top-up.
 #[utoipa::path(post, path = "/api/seedbox/orders", tag = "seedboxes", request_body = NewOrder,
     params(("Idempotency-Key" = Option<String>, Header)),
     responses((status = 201, body = OrderView), (status = 409, body = Problem), (status = 422, body = Problem)))]
@@ -77,6 +82,12 @@ async fn place_order(
     Body(body): Body<NewOrder>,
 ) -> Result<(StatusCode, Json<OrderView>), Problem> {
     let user = customer.principal.user_id;
+    if let Err(problem) = terms::agree(&app, &customer, body.terms_version.as_deref()).await {
+        // What was ordered before is found again, whatever the terms are by now.
+        if orders::order_of(&app.pool, user, OrderId(id)).await?.is_none() {
+            return Err(problem);
+        }
+    }
     let order = orders::place(&app.pool, OrderId(id), user, body.plan_id, app.now(), &customer.cause()).await?;
     Ok((StatusCode::CREATED, Json(view(&app, order).await?)))
 }

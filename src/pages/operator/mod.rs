@@ -39,6 +39,7 @@ use crate::{
     jobs::{self, FailedJob},
     mailer,
     money::Usd,
+    reports as reports_of_abuse,
     seedbox::{
         Status, catalogues,
         drift::findings::{Filter, Kept},
@@ -52,6 +53,7 @@ pub(super) mod mass_actions;
 pub(super) mod money;
 pub(super) mod plans;
 pub(super) mod providers;
+pub(super) mod reports;
 
 /// How many things a page of a list shows.
 const PAGE: i64 = 50;
@@ -64,7 +66,7 @@ struct Tabs {
 
 impl Tabs {
     /// Path, name.
-    const ALL: [(&'static str, &'static str); 10] = [
+    const ALL: [(&'static str, &'static str); 11] = [
         ("/operator", "Overview"),
         ("/operator/approvals", "Approvals"),
         ("/operator/boxes", "Boxes"),
@@ -72,12 +74,13 @@ impl Tabs {
         ("/operator/payments", "Payments"),
         ("/operator/plans", "Plans"),
         ("/operator/providers", "Providers"),
+        ("/operator/reports", "Reports"),
         ("/operator/drift", "Drift"),
         ("/operator/jobs", "Jobs"),
         ("/operator/audit", "Audit log"),
     ];
 
-    fn all(self) -> [(&'static str, &'static str, bool); 10] {
+    fn all(self) -> [(&'static str, &'static str, bool); 11] {
         Self::ALL.map(|(path, name)| (path, name, path == self.current))
     }
 }
@@ -121,6 +124,7 @@ struct Overview {
     mailer_fails: bool,
     approvals: i64,
     unresolved: usize,
+    reports: i64,
     failed_jobs: usize,
     given_up: usize,
     drift: i64,
@@ -165,6 +169,7 @@ async fn overview_page(app: &App, person: &Person, said: Option<Said>) -> Result
         mailer_fails: mailer::is_failing(pool, now).await?,
         approvals: crate::approvals::count_waiting(pool, now).await?,
         unresolved: adjustments::unresolved(pool).await?.len(),
+        reports: reports_of_abuse::count_open(pool).await?,
         given_up: failed.iter().filter(|job| job.is_given_up()).count(),
         failed_jobs: failed.len(),
         drift: drift.count,

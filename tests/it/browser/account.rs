@@ -35,7 +35,7 @@ async fn an_account_is_made_safe_and_a_forgotten_password_is_replaced() {
     member.press("Make it").await;
     member.until("shown once").await;
     member.looked_at("token").await;
-    let token = member.find("#token").await.text().await.unwrap();
+    let token = member.text_of("#token").await;
     let asked = trial.http.get(format!("{}/api/billing/account", trial.base)).bearer_auth(&token).send().await.unwrap();
     assert!(asked.status().is_success());
     let order = trial.http.post(format!("{}/api/seedbox/orders", trial.base)).bearer_auth(&token);
@@ -45,7 +45,7 @@ async fn an_account_is_made_safe_and_a_forgotten_password_is_replaced() {
     member.press("Set it up").await;
     member.until("Add it to your authenticator app").await;
     member.looked_at("second-factor").await;
-    let secret = member.find("#totp-secret").await.text().await.unwrap();
+    let secret = member.text_of("#totp-secret").await;
     member.fill("#confirm-code", &code_now(&secret)).await;
     member.press("Turn it on").await;
     let shown = member.until("Keep these recovery codes").await;

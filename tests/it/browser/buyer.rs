@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use reqwest::StatusCode;
+use reqwest::{Method, StatusCode};
+use seedplane::demo::seeding;
+use seedplane_provisioning::{Credentials, node::qbittorrent::Session};
+use serde_json::json;
 
 use super::Browser;
 use crate::{
@@ -11,7 +14,7 @@ use crate::{
 };
 
 /// Presses a button of the sandbox gateway for the payment whose page is open, as the payer does elsewhere.
-async fn pay(trial: &Trial, browser: &Browser, button: &str) {
+pub async fn pay(trial: &Trial, browser: &Browser, button: &str) {
     let page = browser.find("a[href*='/sandbox/pay/']").await.attr("href").await.unwrap().unwrap();
     let answer = trial.http.post(format!("{page}/{button}")).send().await.unwrap();
     assert!(answer.status().is_success() || answer.status().is_redirection(), "{}", answer.status());
@@ -32,7 +35,7 @@ async fn a_buyer_signs_up_pays_uses_and_ends_a_box() {
     let mut buyer = Browser::open(&trial.base, "buyer").await;
     buyer.go("/").await;
     buyer.looked_at("start").await;
-    for (path, name) in [("/terms", "terms"), ("/privacy", "privacy"), ("/dmca", "dmca"), ("/nowhere", "not-found")] {
+    for (path, name) in [("/terms", "terms"), ("/privacy", "privacy"), ("/abuse", "abuse"), ("/nowhere", "not-found")] {
         buyer.go(path).await;
         buyer.looked_at(name).await;
     }
@@ -92,7 +95,7 @@ async fn a_buyer_signs_up_pays_uses_and_ends_a_box() {
     buyer.press("Show the login, once").await;
     buyer.until("it cannot be shown again").await;
     buyer.looked_at("login").await;
-    let password = buyer.find("#password").await.text().await.unwrap();
+    let password = buyer.text_of("#password").await;
     let url = buyer.find(".note a").await.attr("href").await.unwrap().unwrap();
     assert_eq!(log_in(&trial, &url, "seed", &password).await, StatusCode::OK, "the login is good");
     buyer.go(&page).await;
@@ -103,7 +106,7 @@ async fn a_buyer_signs_up_pays_uses_and_ends_a_box() {
     buyer.until("A new password is being made").await;
     buyer.press("Show the login, once").await;
     buyer.until("it cannot be shown again").await;
-    let newer = buyer.find("#password").await.text().await.unwrap();
+    let newer = buyer.text_of("#password").await;
     assert_ne!(newer, password);
     assert_eq!(log_in(&trial, &url, "seed", &password).await, StatusCode::FORBIDDEN, "the old password is dead");
     assert_eq!(log_in(&trial, &url, "seed", &newer).await, StatusCode::OK);
@@ -116,6 +119,23 @@ async fn a_buyer_signs_up_pays_uses_and_ends_a_box() {
     assert!(trial.http.get(&url).send().await.is_err(), "nothing answers while it is paused");
     buyer.press("Bring the box back").await;
     buyer.until("Running").await;
+
+    // What the box uses, and another start of its client.
+    let data = trial.data.join("boxes").join(page.rsplit('/').next().unwrap()).join("data");
+    let credentials = Credentials { username: "seed".to_owned(), password: newer.into() };
+    let session = Session::login(&url, &credentials).await.unwrap();
+    let fetched = seeding::seed(&session, &data, &temporary("fetched")).await.unwrap();
+    assert_eq!(fetched, Some(2_000_000), "aria2c is on this machine");
+    buyer.press("Restart the torrent client").await;
+    buyer.until("The torrent client was restarted").await;
+    trial.call(None, Method::POST, "/api/trial/clock", Some(json!({ "seconds": 16 * 60 }))).await;
+    buyer.until("2.0 MB of ").await;
+    buyer.looked_at("box-used").await;
+    buyer.press("Usage by the hour and by the day").await;
+    let said = buyer.until("Day by day").await;
+    assert!(said.contains("2.0 MB since") || said.contains("2.1 MB since"), "what was sent is counted: {said}");
+    buyer.looked_at("box-usage").await;
+    buyer.go(&page).await;
 
     // What another plan costs is said before it is had; it cannot be paid now.
     buyer.press("Change the plan").await;
@@ -132,7 +152,7 @@ async fn a_buyer_signs_up_pays_uses_and_ends_a_box() {
     buyer.press("Let it go on, or end it now").await;
     buyer.press("Let it go on").await;
     buyer.until("The box goes on").await;
-    let label = buyer.find("h1").await.text().await.unwrap();
+    let label = buyer.text_of("h1").await;
     buyer.press("End the box").await;
     buyer.fill("#confirm", "another box").await;
     buyer.press("Wipe it and end it now").await;

@@ -19,7 +19,10 @@ use crate::support::PATIENCE;
 mod account;
 mod buyer;
 mod operator;
+mod order_of_charges;
+mod reports;
 mod self_hoster;
+mod without_scripts;
 
 /// Finds what makes a page unusable for some: <https://github.com/dequelabs/axe-core>, MPL-2.0.
 const AXE: &str = include_str!("axe.min.js");
@@ -91,18 +94,7 @@ pub struct Browser {
 
 impl Browser {
     pub async fn open(base: &str, story: &'static str) -> Self {
-        let capabilities = json!({
-            "goog:chromeOptions": { "args": [
-                "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
-                "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-                "--window-size=1280,900",
-            ] },
-            "goog:loggingPrefs": { "browser": "ALL" },
-        });
-        let Value::Object(capabilities) = capabilities else { unreachable!() };
-        let mut builder = ClientBuilder::new(HttpConnector::new());
-        let client = builder.capabilities(capabilities).connect(&Driver::get().url).await.unwrap();
-        let this = Self { client, base: base.to_owned(), story, shots: 0, complaints: Vec::new() };
+        let this = Self::start(base, story, json!({})).await;
         // Counted from the first page on; see `looked_at`.
         this.devtools(
             "Page.addScriptToEvaluateOnNewDocument",
@@ -111,6 +103,26 @@ impl Browser {
         )
         .await;
         this
+    }
+
+    /// The browser of somebody who has scripts turned off, for every page. The driver's own go on working.
+    pub async fn open_without_scripts(base: &str, story: &'static str) -> Self {
+        Self::start(base, story, json!({ "profile.managed_default_content_settings.javascript": 2 })).await
+    }
+
+    async fn start(base: &str, story: &'static str, preferences: Value) -> Self {
+        let capabilities = json!({
+            "goog:chromeOptions": { "args": [
+                "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
+                "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+                "--window-size=1280,900",
+            ], "prefs": preferences },
+            "goog:loggingPrefs": { "browser": "ALL" },
+        });
+        let Value::Object(capabilities) = capabilities else { unreachable!() };
+        let mut builder = ClientBuilder::new(HttpConnector::new());
+        let client = builder.capabilities(capabilities).connect(&Driver::get().url).await.unwrap();
+        Self { client, base: base.to_owned(), story, shots: 0, complaints: Vec::new() }
     }
 
     fn expect(&mut self, good: bool, complaint: impl FnOnce() -> String) {
@@ -137,6 +149,17 @@ impl Browser {
         match self.client.wait().at_most(Duration::from_secs(10)).for_element(Locator::Css(css)).await {
             Ok(element) => element,
             Err(error) => panic!("{css} is not on {}: {error}\n{}", self.path().await, self.text().await),
+        }
+    }
+
+    /// What an element says. One that is renewed at this very moment is looked for again.
+    pub async fn text_of(&self, css: &str) -> String {
+        let started = Instant::now();
+        loop {
+            match self.find(css).await.text().await {
+                Ok(text) => return text,
+                Err(error) => assert!(started.elapsed() < Duration::from_secs(10), "{css}: {error}"),
+            }
         }
     }
 

@@ -52,7 +52,7 @@ async fn a_server_is_connected_used_watched_and_revoked() {
     owner.looked_at("used").await;
 
     // Another key, proved before the old one goes.
-    let before = owner.find("aside dd.mono.small").await.text().await.unwrap();
+    let before = owner.text_of("aside dd.mono.small").await;
     owner.press("Replace our key").await;
     let started = std::time::Instant::now();
     loop {
@@ -91,6 +91,7 @@ async fn a_server_is_connected_used_watched_and_revoked() {
 
     // Nobody else has such a server.
     owner.press("Sign out").await;
+    owner.until("Make an account").await;
     owner.go("/sign-up").await;
     owner.fill("#email", "stranger@example.org").await;
     owner.fill("#password", "a long enough password").await;

@@ -17,6 +17,7 @@ use seedplane::{
     app::App,
     audit::events::Cause,
     billing::rules::Policy,
+    brand::Brand,
     byos::hosts::Hosts,
     clock::Clock,
     ids::{PlanId, UserId},
@@ -303,6 +304,16 @@ impl Drop for TestApp {
     }
 }
 
+/// What is sent to a path: an order accepts the terms, unless it says itself which it accepts, or that it accepts none (`null`).
+pub fn with_terms(path: &str, mut body: Value, brand: &Brand) -> Value {
+    if path == "/api/seedbox/orders"
+        && let Some(fields) = body.as_object_mut()
+    {
+        fields.entry("terms_version").or_insert_with(|| json!(brand.terms_version()));
+    }
+    body
+}
+
 /// Somebody who is signed in.
 #[derive(Clone)]
 pub struct Person {
@@ -338,7 +349,7 @@ impl TestApp {
             request = request.bearer_auth(&person.token);
         }
         if let Some(body) = body {
-            request = request.json(&body);
+            request = request.json(&with_terms(path, body, &self.app.brand));
         }
         let response = request.send().await.unwrap();
         let status = response.status();

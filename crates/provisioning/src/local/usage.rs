@@ -44,7 +44,7 @@ fn free(folder: &Path) -> io::Result<u64> {
     if unsafe { libc::statvfs(path.as_ptr(), &raw mut seen) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(u64::from(seen.f_bavail).saturating_mul(u64::from(seen.f_frsize)))
+    Ok(seen.f_bavail.saturating_mul(seen.f_frsize))
 }
 
 /// What the client says it has transferred; nothing as long as it has not written that down, or what is there is not its own.

@@ -374,7 +374,8 @@ AllStats=@Variant(\0\0\0\x1c\0\0\0\x2\0\0\0\x12\0\x41\0l\0l\0t\0i\0m\0\x65\0\x44
         // Characters above 127 as newer ones write them.
         assert_eq!(transferred(&STATISTICS.replace("\\x86\\x8d", "\u{86}\u{8d}")), expected);
         let negative = STATISTICS.replace("\\x4\\0\\0\\0\\0\\0\\x1f", "\\x4\\xff\\xff\\xff\\xff\\xff\\x1f");
-        for wrong in ["", "[Stats]", "AllStats=1", &STATISTICS[..90], &STATISTICS.replace("\\x1c", "\\x1b"), &negative] {
+        for wrong in ["", "[Stats]", "AllStats=1", &STATISTICS[..90], &STATISTICS.replace("\\x1c", "\\x1b"), &negative]
+        {
             assert_eq!(transferred(wrong), None, "{wrong}");
         }
     }
