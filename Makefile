@@ -36,7 +36,7 @@ peers: ## hold the stand-in for DigitalOcean to its own client, a validating pro
 	@scripts/peers
 
 # Pages as the documentation shows them; the browser tests leave pictures of every page in target/screenshots.
-PICTURES := buyer-start buyer-pay-partly buyer-box-running buyer-money self-hoster-used operator-overview operator-box
+PICTURES := buyer-start buyer-pay-partly buyer-box-running buyer-box-usage buyer-money self-hoster-used operator-overview operator-box
 
 screenshots: setup ## walk through every page in a browser, and renew the pictures in docs/images
 	@cargo test --test it browser::
