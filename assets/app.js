@@ -23,6 +23,23 @@
     }
   });
 
+  // Whoever comes from another issuer has their token after the `#`, which no server sees; it leaves the address at once.
+  const bearer = document.querySelector("[data-token]");
+  const token = bearer && new URLSearchParams(location.hash.slice(1)).get("access_token");
+  if (token) {
+    history.replaceState(null, "", location.pathname + location.search);
+    bearer.elements.access_token.value = token;
+    bearer.querySelector(".field").hidden = true;
+    try {
+      const claims = JSON.parse(atob(token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/")));
+      const who = bearer.querySelector("[data-token-of]");
+      who.textContent = `You are signed in there as ${claims.email ?? claims.sub}.`;
+      who.hidden = false;
+    } catch {
+      // What it says is read by the server; here it is only shown.
+    }
+  }
+
   // The server's clock and this one may differ: what counts is how far the server's was ahead when the page was made.
   const serverNow = () => {
     const made = Number(document.body.dataset.now);

@@ -47,7 +47,7 @@ pub fn user_agent(headers: &HeaderMap) -> Option<&str> {
 }
 
 /// The longest bearer token that is looked at: other issuers write a lot into theirs.
-const LONGEST_TOKEN: usize = 8192;
+pub const LONGEST_TOKEN: usize = 8192;
 
 /// Who a bearer token belongs to: a session or API token of ours, or a token of the issuer that is configured.
 ///

@@ -31,6 +31,7 @@ const NAMES: &[(&str, &str)] = &[
     ("SEEDPLANE_JWT_ISSUER", "jwt-issuer"),
     ("SEEDPLANE_JWT_AUDIENCE", "jwt-audience"),
     ("SEEDPLANE_JWT_JWKS_URL", "jwt-jwks-url"),
+    ("SEEDPLANE_JWT_SIGN_IN_URL", "jwt-sign-in-url"),
     ("SEEDPLANE_BRAND_NAME", "brand-name"),
     ("SEEDPLANE_BRAND_COLOUR", "brand-colour"),
     ("SEEDPLANE_BRAND_LOGO", "brand-logo"),
@@ -414,7 +415,7 @@ impl Settings {
         }
         let vault = Self::vault(&get, &mut problems);
         let issuer =
-            ["SEEDPLANE_JWT_ISSUER", "SEEDPLANE_JWT_AUDIENCE", "SEEDPLANE_JWT_JWKS_URL"].map(|name| get(name, &None));
+            ["ISSUER", "AUDIENCE", "JWKS_URL", "SIGN_IN_URL"].map(|name| get(&format!("SEEDPLANE_JWT_{name}"), &None));
         let issuer = issuers::Settings::read(issuer).unwrap_or_else(|problem| {
             problems.push(problem);
             None

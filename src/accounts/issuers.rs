@@ -41,6 +41,8 @@ pub struct Settings {
     pub audience: String,
     /// Where the issuer's keys are.
     pub jwks_url: String,
+    /// Where people sign in at the issuer, to be sent on to `/sign-in/elsewhere` with `#access_token=…`.
+    pub sign_in_url: Option<String>,
     /// How long the key set is good without being fetched again.
     pub keys_are_fresh_for: Duration,
     /// How long it goes on being used when it cannot be fetched.
@@ -56,20 +58,21 @@ impl Settings {
             issuer,
             audience,
             jwks_url,
+            sign_in_url: None,
             keys_are_fresh_for: Duration::from_secs(600),
             keys_are_good_for: Duration::from_secs(3600),
             fetched_every: Duration::from_secs(60),
         }
     }
 
-    /// From `SEEDPLANE_JWT_ISSUER`, `_AUDIENCE` and `_JWKS_URL`: all of them or none.
+    /// From `SEEDPLANE_JWT_ISSUER`, `_AUDIENCE` and `_JWKS_URL`: all of them or none; and `_SIGN_IN_URL`, if there is one.
     ///
     /// # Errors
     /// What is wrong with them.
-    pub fn read(given: [Option<String>; 3]) -> Result<Option<Self>, String> {
-        let (issuer, audience, jwks_url) = match given {
-            [None, None, None] => return Ok(None),
-            [Some(issuer), Some(audience), Some(jwks_url)] => (issuer, audience, jwks_url),
+    pub fn read(given: [Option<String>; 4]) -> Result<Option<Self>, String> {
+        let (issuer, audience, jwks_url, sign_in_url) = match given {
+            [None, None, None, None] => return Ok(None),
+            [Some(issuer), Some(audience), Some(jwks_url), sign_in_url] => (issuer, audience, jwks_url, sign_in_url),
             _ => {
                 return Err(
                     "SEEDPLANE_JWT_ISSUER, SEEDPLANE_JWT_AUDIENCE and SEEDPLANE_JWT_JWKS_URL go together; some of \
@@ -78,18 +81,23 @@ impl Settings {
                 );
             }
         };
-        let good = reqwest::Url::parse(&jwks_url).is_ok_and(|url| {
-            let scheme = url.scheme() == "https" || (url.scheme() == "http" && is_this_machine(url.host_str()));
-            scheme && url.username().is_empty() && url.password().is_none()
-        });
-        if !good {
+        let good = |url: &str| {
+            reqwest::Url::parse(url).is_ok_and(|url| {
+                let scheme = url.scheme() == "https" || (url.scheme() == "http" && is_this_machine(url.host_str()));
+                scheme && url.username().is_empty() && url.password().is_none()
+            })
+        };
+        if sign_in_url.as_deref().is_some_and(|url| !good(url)) {
+            return Err("SEEDPLANE_JWT_SIGN_IN_URL is not an https:// URL without a user in it".to_owned());
+        }
+        if !good(&jwks_url) {
             return Err(
                 "SEEDPLANE_JWT_JWKS_URL is not an https:// URL without a user in it: whoever can change the keys on \
                         their way signs in as anybody"
                     .to_owned(),
             );
         }
-        Ok(Some(Self::new(issuer, audience, jwks_url)))
+        Ok(Some(Self { sign_in_url, ..Self::new(issuer, audience, jwks_url) }))
     }
 }
 
@@ -279,6 +287,18 @@ impl Issuer {
         Ok(claims)
     }
 
+    /// What people know it by: its host, or what `iss` says where that is no URL.
+    pub fn name(&self) -> &str {
+        let issuer = self.settings.issuer.as_str();
+        let host = issuer.split_once("://").map_or(issuer, |(_, rest)| rest);
+        host.split('/').next().unwrap_or(issuer)
+    }
+
+    /// Where people sign in there.
+    pub fn sign_in_url(&self) -> Option<&str> {
+        self.settings.sign_in_url.as_deref()
+    }
+
     /// Who a token belongs to. Whoever is not known yet gets an account by the id that the token says, as a customer.
     ///
     /// # Errors
@@ -360,11 +380,20 @@ mod tests {
     #[test]
     fn the_settings_go_together_and_keys_come_over_tls() {
         let some = |text: &str| Some(text.to_owned());
-        let read = |url: &str| Settings::read([some("https://id.test"), some("seedplane"), some(url)]);
-        assert!(Settings::read([None, None, None]).unwrap().is_none());
-        for part in [[some("x"), None, None], [some("x"), some("y"), None], [None, some("y"), some("https://z")]] {
+        let read = |url: &str| Settings::read([some("https://id.test"), some("seedplane"), some(url), None]);
+        assert!(Settings::read([None, None, None, None]).unwrap().is_none());
+        let (x, y, z) = (some("x"), some("y"), some("https://z"));
+        for part in [
+            [x.clone(), None, None, None],
+            [x.clone(), y.clone(), None, None],
+            [None, y.clone(), z.clone(), None],
+            [None, None, None, z.clone()],
+        ] {
             assert!(Settings::read(part).unwrap_err().contains("go together"));
         }
+        let at = |url: &str| Settings::read([x.clone(), y.clone(), z.clone(), some(url)]);
+        assert_eq!(at("https://id.test/in").unwrap().unwrap().sign_in_url.as_deref(), Some("https://id.test/in"));
+        assert!(at("javascript:alert(1)").unwrap_err().contains("SEEDPLANE_JWT_SIGN_IN_URL"));
         for good in ["https://id.test/jwks", "http://127.0.0.1:9/jwks", "http://localhost/jwks"] {
             assert!(read(good).unwrap().is_some(), "{good}");
         }

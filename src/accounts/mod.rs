@@ -23,7 +23,7 @@ pub use reset::{RESET_LIFETIME, answer_reset, complete_reset, open_reset, reques
 pub use scopes::{Needed, Scope, Scopes, needed};
 pub use sessions::{
     MAX_SESSIONS, Opened, SESSION_LIFETIME, SessionView, SignIn, authenticate, end_other_sessions, make_sign_in_link,
-    revoke, session_is_good, sessions_of, sign_in, sign_in_by_link,
+    revoke, session_is_good, sessions_of, sign_in, sign_in_by_issuer, sign_in_by_link,
 };
 pub use tokens::{
     ApiToken, MAX_API_TOKENS, NewApiToken, TokenError, api_tokens, create_api_token, hash_token, new_token,
@@ -160,13 +160,23 @@ pub enum Credential {
     Token(Uuid),
     /// A token of another issuer, which alone can end it.
     Issued,
+    /// A session on pages, opened with such a token.
+    IssuedSession(Uuid),
 }
 
 impl Principal {
-    /// The session they act in; `None` if they act with something else.
+    /// The session they act in, if it was opened with a password: what changes how somebody proves who they are needs one.
     pub fn session(&self) -> Option<Uuid> {
         match self.credential {
             Credential::Session(id) => Some(id),
+            Credential::Token(_) | Credential::Issued | Credential::IssuedSession(_) => None,
+        }
+    }
+
+    /// The session they act in, whatever it was opened with.
+    pub fn any_session(&self) -> Option<Uuid> {
+        match self.credential {
+            Credential::Session(id) | Credential::IssuedSession(id) => Some(id),
             Credential::Token(_) | Credential::Issued => None,
         }
     }

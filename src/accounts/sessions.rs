@@ -1,4 +1,4 @@
-//! Sessions: opened with a password, good for two weeks.
+//! Sessions: opened with a password, good for two weeks; or with a token of another issuer, good for a part of a day.
 
 use jiff::SignedDuration;
 use secrecy::SecretString;
@@ -23,6 +23,9 @@ use crate::{
 
 /// How long a session lasts.
 pub const SESSION_LIFETIME: SignedDuration = SignedDuration::from_hours(24 * 14);
+
+/// How long a session lasts that was opened with a token of another issuer: whoever is barred there is out here after that.
+pub const ISSUED_SESSION_LIFETIME: SignedDuration = SignedDuration::from_hours(12);
 
 /// How many sessions of one person are good at once; opening one more ends the oldest.
 pub const MAX_SESSIONS: i64 = 100;
@@ -123,16 +126,7 @@ pub async fn sign_in(app: &App, sign_in: SignIn<'_>) -> Result<Opened, AccountEr
     {
         return Err(AccountError::BadCode);
     }
-    sqlx::query!(
-        "update sessions set revoked_at = $2 where id in (
-             select id from sessions where user_id = $1 and revoked_at is null and expires_at > $2
-             order by created_at desc, id desc offset $3)",
-        user.0,
-        at,
-        MAX_SESSIONS,
-    )
-    .execute(&mut *tx)
-    .await?;
+    end_oldest_in(&mut tx, user, at).await?;
     let cause = Cause { actor: events::Actor::User(user), reason: String::new(), request_id: None };
     let event = Event { subject: Subject::User(user), action: "user.signed_in", before: None, after: None };
     events::record_in(&mut tx, at, &cause, event).await?;
@@ -198,25 +192,78 @@ pub async fn sign_in_by_link(
     .fetch_optional(&mut *tx)
     .await?;
     let Some(user) = user else { return Ok(None) };
-    let (token, token_hash) = new_token("sps");
-    sqlx::query!(
-        "insert into sessions (id, user_id, token_hash, created_at, expires_at, user_agent, address, last_used_at, second_factor)
-         values ($1, $2, $3, $4, $5, $6, $7, $4, false)",
-        Uuid::now_v7(),
-        user.0,
-        &token_hash,
-        at,
-        Time(at.0 + SESSION_LIFETIME),
-        user_agent.map(shown_user_agent),
-        from,
-    )
-    .execute(&mut *tx)
-    .await?;
-    let cause = Cause { actor: events::Actor::User(user), reason: "one-time link".to_owned(), request_id: None };
-    let event = Event { subject: Subject::User(user), action: "user.signed_in", before: None, after: None };
-    events::record_in(&mut tx, at, &cause, event).await?;
+    let new = NewSession { user, issued: false, from, user_agent, at, reason: "one-time link" };
+    let token = open_in(&mut tx, new).await?;
     tx.commit().await?;
     Ok(Some(token))
+}
+
+/// Opens a session on pages for somebody whose token of another issuer was taken. It reaches what the token does.
+///
+/// # Errors
+/// Those of the database.
+pub async fn sign_in_by_issuer(
+    pool: &PgPool,
+    user: UserId,
+    from: &str,
+    user_agent: Option<&str>,
+    at: Time,
+) -> sqlx::Result<SecretString> {
+    let mut tx = pool.begin().await?;
+    let new = NewSession { user, issued: true, from, user_agent, at, reason: "token of another issuer" };
+    let token = open_in(&mut tx, new).await?;
+    tx.commit().await?;
+    Ok(token)
+}
+
+/// A session that needs no password: somebody proved otherwise who they are.
+struct NewSession<'a> {
+    user: UserId,
+    issued: bool,
+    from: &'a str,
+    user_agent: Option<&'a str>,
+    at: Time,
+    reason: &'a str,
+}
+
+async fn open_in(connection: &mut PgConnection, new: NewSession<'_>) -> sqlx::Result<SecretString> {
+    let (token, token_hash) = new_token("sps");
+    let lifetime = if new.issued { ISSUED_SESSION_LIFETIME } else { SESSION_LIFETIME };
+    sqlx::query!(
+        "insert into sessions (id, user_id, token_hash, created_at, expires_at, user_agent, address, last_used_at, second_factor,
+             issued)
+         values ($1, $2, $3, $4, $5, $6, $7, $4, false, $8)",
+        Uuid::now_v7(),
+        new.user.0,
+        &token_hash,
+        new.at,
+        Time(new.at.0 + lifetime),
+        new.user_agent.map(shown_user_agent),
+        new.from,
+        new.issued,
+    )
+    .execute(&mut *connection)
+    .await?;
+    end_oldest_in(connection, new.user, new.at).await?;
+    let cause = Cause { actor: events::Actor::User(new.user), reason: new.reason.to_owned(), request_id: None };
+    let event = Event { subject: Subject::User(new.user), action: "user.signed_in", before: None, after: None };
+    events::record_in(connection, new.at, &cause, event).await?;
+    Ok(token)
+}
+
+/// Ends what somebody has open above [`MAX_SESSIONS`], the oldest first.
+async fn end_oldest_in(connection: &mut PgConnection, user: UserId, at: Time) -> sqlx::Result<()> {
+    sqlx::query!(
+        "update sessions set revoked_at = $2 where id in (
+             select id from sessions where user_id = $1 and revoked_at is null and expires_at > $2
+             order by created_at desc, id desc offset $3)",
+        user.0,
+        at,
+        MAX_SESSIONS,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 /// A user agent as it is kept: one line of at most 200 characters.
@@ -328,13 +375,13 @@ pub async fn authenticate(pool: &PgPool, token: &str, at: Time) -> sqlx::Result<
     let hash = hash_token(token);
     let row = sqlx::query!(
         r#"select c.id as "id!", c.is_session as "is_session!", c.last_used_at as "last_used_at: Time", c.scopes,
-               c.second_factor as "second_factor!",
+               c.second_factor as "second_factor!", c.issued as "issued!",
                u.id as "user_id!: UserId", u.role as "role!: Role"
            from (
-               select id, user_id, true as is_session, last_used_at, null::text[] as scopes, second_factor from sessions
+               select id, user_id, true as is_session, last_used_at, null::text[] as scopes, second_factor, issued from sessions
                where token_hash = $1 and revoked_at is null and expires_at > $2
                union all
-               select id, user_id, false, null, scopes, second_factor from api_tokens
+               select id, user_id, false, null, scopes, second_factor, false from api_tokens
                where token_hash = $1 and revoked_at is null and (expires_at is null or expires_at > $2)
            ) c join users u on u.id = c.user_id"#,
         &hash,
@@ -343,10 +390,16 @@ pub async fn authenticate(pool: &PgPool, token: &str, at: Time) -> sqlx::Result<
     .fetch_optional(pool)
     .await?;
     let Some(row) = row else { return Ok(None) };
-    let credential = if row.is_session { Credential::Session(row.id) } else { Credential::Token(row.id) };
     if row.is_session && row.last_used_at.is_none_or(|used| used.0 + USE_IS_NOTED_EVERY <= at.0) {
         note_use(pool, row.id, at);
     }
+    if row.issued {
+        // As with the token that it was opened with: what another issuer says makes nobody an operator.
+        let role = Role::Customer;
+        let (credential, scopes) = (Credential::IssuedSession(row.id), Scopes::of_role(role));
+        return Ok(Some(Principal { user_id: row.user_id, role, credential, scopes, second_factor: false }));
+    }
+    let credential = if row.is_session { Credential::Session(row.id) } else { Credential::Token(row.id) };
     let scopes = row.scopes.map_or(Scopes::ALL, |words| Scopes::from_words(&words));
     Ok(Some(Principal { user_id: row.user_id, role: row.role, credential, scopes, second_factor: row.second_factor }))
 }

@@ -160,7 +160,9 @@ async fn sign_in(
 /// End the session, or revoke the token, that this request is made with.
 #[utoipa::path(post, path = "/api/auth/sign-out", tag = "accounts", responses((status = 204), (status = 401, body = Problem)))]
 async fn sign_out(State(app): State<App>, customer: Customer) -> Result<StatusCode, Problem> {
-    let (Credential::Session(id) | Credential::Token(id)) = customer.principal.credential else {
+    let (Credential::Session(id) | Credential::IssuedSession(id) | Credential::Token(id)) =
+        customer.principal.credential
+    else {
         return Err(Problem::conflict(
             "this token is another issuer's: sign out where it comes from. Nothing was ended here",
         ));
@@ -182,7 +184,7 @@ struct ListedSession {
 #[utoipa::path(get, path = "/api/auth/sessions", tag = "accounts", responses((status = 200, body = Vec<ListedSession>)))]
 async fn list_sessions(State(app): State<App>, customer: Customer) -> Result<Json<Vec<ListedSession>>, Problem> {
     let sessions = accounts::sessions_of(&app.pool, customer.principal.user_id, app.now()).await?;
-    let here = customer.principal.session();
+    let here = customer.principal.any_session();
     let listed = |about: SessionView| ListedSession { current: here == Some(about.id), about };
     Ok(Json(sessions.into_iter().map(listed).collect()))
 }
@@ -191,7 +193,7 @@ async fn list_sessions(State(app): State<App>, customer: Customer) -> Result<Jso
 #[utoipa::path(delete, path = "/api/auth/sessions", tag = "accounts", responses((status = 204)))]
 async fn end_other_sessions(State(app): State<App>, customer: Customer) -> Result<StatusCode, Problem> {
     let principal = customer.principal;
-    accounts::end_other_sessions(&app.pool, principal.user_id, principal.session(), app.now(), &customer.cause())
+    accounts::end_other_sessions(&app.pool, principal.user_id, principal.any_session(), app.now(), &customer.cause())
         .await?;
     Ok(StatusCode::NO_CONTENT)
 }

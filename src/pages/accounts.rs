@@ -6,19 +6,19 @@ use axum::{
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Redirect, Response},
 };
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer};
 
 use super::{
     Fields, Said, Shell, page, page_with, status_of,
-    visitor::{SignedIn, Visitor, safe_next, session_cookie},
+    visitor::{SignedIn, Visitor, safe_next, session_cookie, url_encoded},
 };
 use crate::{
     accounts::{self, Role},
     api::error::{Id, Problem},
     app::App,
     audit::events::{Actor, Cause},
-    auth::{ClientAddress, RequestId, user_agent},
+    auth::{ClientAddress, LONGEST_TOKEN, RequestId, user_agent},
     ids::UserId,
 };
 
@@ -32,6 +32,8 @@ struct SignInPage {
     email: String,
     /// Whether a code is asked for, too.
     asks_for_code: bool,
+    /// Another issuer whose people can come in: its name, and where they sign in there or, if that is not known, with its token.
+    elsewhere: Option<(String, String)>,
     said: Option<Said>,
 }
 
@@ -66,7 +68,11 @@ pub(super) fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secre
 fn sign_in_page(app: &App, new: bool, next: &str, email: &str, said: Option<Said>) -> SignInPage {
     let (title, section) = if new { ("Make an account", "sign-up") } else { ("Sign in", "sign-in") };
     let shell = Shell::new(app, None, title, section);
-    SignInPage { shell, new, next: next.to_owned(), email: email.to_owned(), asks_for_code: false, said }
+    let elsewhere = app.issuer.as_ref().map(|issuer| {
+        let ours = || format!("/sign-in/elsewhere?next={}", url_encoded(next));
+        (issuer.name().to_owned(), issuer.sign_in_url().map_or_else(ours, str::to_owned))
+    });
+    SignInPage { shell, new, next: next.to_owned(), email: email.to_owned(), asks_for_code: false, elsewhere, said }
 }
 
 /// `GET /sign-in`
@@ -154,6 +160,60 @@ async fn enter(
             let new = new && !taken && !asks_for_code;
             let shown = SignInPage { asks_for_code, ..sign_in_page(app, new, next, &form.email, said) };
             page_with(status_of(&problem), &shown)
+        }
+    }
+}
+
+#[derive(Template)]
+#[template(path = "sign_in_elsewhere.html")]
+struct ElsewherePage {
+    shell: Shell,
+    issuer: String,
+    next: String,
+    said: Option<Said>,
+}
+
+fn elsewhere_page(app: &App, next: &str, said: Option<Said>) -> Result<ElsewherePage, Problem> {
+    let issuer = app.issuer.as_ref().ok_or_else(|| Problem::not_found("page"))?.name().to_owned();
+    Ok(ElsewherePage { shell: Shell::new(app, None, "Sign in", "sign-in"), issuer, next: next.to_owned(), said })
+}
+
+/// `GET /sign-in/elsewhere`: where another issuer sends people on to, with their token after the `#`.
+pub(super) async fn ask_elsewhere(State(app): State<App>, Query(next): Query<Next>) -> Result<Response, Problem> {
+    page(&elsewhere_page(&app, safe_next(next.next.as_deref()), None)?)
+}
+
+/// A token of another issuer.
+#[derive(Deserialize)]
+pub(super) struct Elsewhere {
+    #[serde(deserialize_with = "secret")]
+    access_token: SecretString,
+    next: Option<String>,
+}
+
+/// `POST /sign-in/elsewhere`
+pub(super) async fn sign_in_elsewhere(
+    State(app): State<App>,
+    from: ClientAddress,
+    headers: HeaderMap,
+    Fields(form): Fields<Elsewhere>,
+) -> Result<Response, Problem> {
+    let next = safe_next(form.next.as_deref());
+    let issuer = app.issuer.as_ref().ok_or_else(|| Problem::not_found("page"))?;
+    let token = form.access_token.expose_secret().trim();
+    if token.len() > LONGEST_TOKEN {
+        let problem = Problem::bad_input("that is longer than any token that is taken; nothing was done");
+        return page_with(status_of(&problem), &elsewhere_page(&app, next, Some(Said::refused(&problem)))?);
+    }
+    match issuer.authenticate(&app, token).await {
+        Ok(principal) => {
+            let (user, agent) = (principal.user_id, user_agent(&headers));
+            let token = accounts::sign_in_by_issuer(&app.pool, user, &from.0, agent, app.now()).await?;
+            Ok(([(header::SET_COOKIE, session_cookie(&app, Some(&token)))], Redirect::to(next)).into_response())
+        }
+        Err(error) => {
+            let problem = Problem::from(error);
+            page_with(status_of(&problem), &elsewhere_page(&app, next, Some(Said::refused(&problem)))?)
         }
     }
 }
@@ -274,7 +334,7 @@ pub(super) async fn enter_by_link(
 
 /// `POST /sign-out`
 pub(super) async fn sign_out(State(app): State<App>, SignedIn(person): SignedIn) -> Result<Response, Problem> {
-    let (user, session) = (person.customer.principal.user_id, person.customer.session()?);
+    let (user, session) = (person.customer.principal.user_id, person.session()?);
     accounts::revoke(&app.pool, user, session, app.now(), &person.customer.cause()).await?;
     Ok(([(header::SET_COOKIE, session_cookie(&app, None))], Redirect::to("/")).into_response())
 }

@@ -48,7 +48,7 @@ where
             "too many pages are kept up to date at this moment; load the page again to see what is new",
         ));
     };
-    let (app, session) = (app.clone(), person.customer.session()?);
+    let (app, session) = (app.clone(), person.session()?);
     let mut stopping = app.stopping.clone();
     let (sender, receiver) = mpsc::channel::<Result<Event, Infallible>>(2);
     tokio::spawn(async move {

@@ -64,6 +64,8 @@ fn pages(trial: bool) -> Pages {
         .post("/sign-up", accounts::sign_up)
         .get("/sign-in", accounts::ask_sign_in)
         .post("/sign-in", accounts::sign_in)
+        .get("/sign-in/elsewhere", accounts::ask_elsewhere)
+        .post("/sign-in/elsewhere", accounts::sign_in_elsewhere)
         .post("/sign-out", accounts::sign_out)
         .get("/forgot-password", accounts::ask_reset)
         .post("/forgot-password", accounts::request_reset)

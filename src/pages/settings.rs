@@ -58,6 +58,8 @@ struct AccountPage {
     shown: Option<Shown>,
     factor: SecondFactor,
     factor_since: Option<When>,
+    /// The issuer that has their password and second factor, if they came with its token.
+    issuer: Option<String>,
     /// Whether an operator's pages wait for a second factor.
     factor_needed: bool,
     sessions: Vec<SessionRow>,
@@ -91,6 +93,7 @@ async fn account_page(
         shell: Shell::new(app, Some(person), "Your account", "account"),
         said,
         shown,
+        issuer: app.issuer.as_ref().filter(|_| principal.session().is_none()).map(|issuer| issuer.name().to_owned()),
         factor_since: factor.since.map(When),
         factor_needed: principal.role.reads_as_operator() && !app.trial && !principal.second_factor,
         factor,
@@ -99,7 +102,7 @@ async fn account_page(
             .into_iter()
             .map(|one| SessionRow {
                 id: one.id,
-                here: principal.session() == Some(one.id),
+                here: principal.any_session() == Some(one.id),
                 user_agent: one.user_agent.unwrap_or_else(|| "unknown program".to_owned()),
                 address: one.address.unwrap_or_default(),
                 created_at: When(one.created_at),
@@ -205,7 +208,7 @@ pub(super) async fn end_session(
         return Err(Problem::not_found("session"));
     }
     accounts::revoke(&app.pool, user, id, app.now(), &person.customer.cause()).await?;
-    if person.customer.principal.session() == Some(id) {
+    if person.customer.principal.any_session() == Some(id) {
         return Ok(([(header::SET_COOKIE, session_cookie(&app, None))], Redirect::to("/")).into_response());
     }
     answer(&app, &person, "session", Ok(())).await
@@ -216,7 +219,7 @@ pub(super) async fn end_other_sessions(
     State(app): State<App>,
     SignedIn(person): SignedIn,
 ) -> Result<Response, Problem> {
-    let (user, here) = (person.customer.principal.user_id, person.customer.principal.session());
+    let (user, here) = (person.customer.principal.user_id, person.customer.principal.any_session());
     accounts::end_other_sessions(&app.pool, user, here, app.now(), &person.customer.cause()).await?;
     answer(&app, &person, "sessions", Ok(())).await
 }
@@ -285,6 +288,7 @@ pub(super) async fn begin_factor(
     SignedIn(person): SignedIn,
     Fields(_form): Fields<FormId>,
 ) -> Result<Response, Problem> {
+    person.customer.session()?;
     match accounts::begin_totp(&app, person.customer.principal.user_id, &person.customer.cause()).await {
         Ok(begun) => {
             let qr = qr(begun.url.expose_secret());
@@ -334,6 +338,7 @@ pub(super) async fn remove_factor(
     from: ClientAddress,
     Fields(form): Fields<Removal>,
 ) -> Result<Response, Problem> {
+    person.customer.session()?;
     let removal = TotpRemoval {
         user: person.customer.principal.user_id,
         password: form.password,

@@ -7,6 +7,7 @@ use axum::{
     response::{IntoResponse, Redirect, Response},
 };
 use secrecy::{ExposeSecret, SecretString};
+use uuid::Uuid;
 
 use crate::{
     accounts::{self, SESSION_LIFETIME},
@@ -59,6 +60,14 @@ impl Person {
         self.customer.principal.role.reads_as_operator()
     }
 
+    /// The session that they look with.
+    ///
+    /// # Errors
+    /// A problem if there is none, which pages do not come to.
+    pub(super) fn session(&self) -> Result<Uuid, Problem> {
+        self.customer.principal.any_session().ok_or_else(Problem::session_needed)
+    }
+
     /// Whether they may act there, too.
     pub(super) fn is_operator(&self) -> bool {
         self.customer.principal.role.is_operator()
@@ -73,7 +82,7 @@ pub(super) async fn find(app: &App, headers: &HeaderMap) -> Result<Option<Person
     let Some(token) = token_of(app, headers) else { return Ok(None) };
     let principal = accounts::authenticate(&app.pool, token, app.now()).await?;
     // An API token is none: pages ask for no scopes.
-    let Some(principal) = principal.filter(|principal| principal.session().is_some()) else { return Ok(None) };
+    let Some(principal) = principal.filter(|principal| principal.any_session().is_some()) else { return Ok(None) };
     let Some(email) = accounts::email_of(&app.pool, principal.user_id).await? else { return Ok(None) };
     Ok(Some(Person { customer: Customer { principal, request_id: request_id(headers) }, email }))
 }

@@ -397,3 +397,106 @@ async fn keys_that_cannot_be_fetched_are_used_for_a_while_and_then_nobody_comes_
     }
     assert_eq!(account(&test, &token).await.0, 503);
 }
+
+/// What a token reaches over the API, its session on pages does, and no more.
+#[tokio::test]
+async fn a_token_opens_a_session_on_pages_that_reaches_what_it_does() {
+    let key = Key::new("ec", Algorithm::ES256);
+    let server = KeyServer::start(&[&key]).await;
+    let test = server.application(|settings| settings.sign_in_url = Some("https://id.test/in".to_owned())).await;
+    let pages = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build().unwrap();
+    let at = |path: &str| format!("{}{path}", test.base);
+    let come = async |token: &str| {
+        let form = [("access_token", token), ("next", "/seedbox/money")];
+        pages.post(at("/sign-in/elsewhere")).form(&form).send().await.unwrap()
+    };
+    let page = pages.get(at("/sign-in")).send().await.unwrap().text().await.unwrap();
+    assert!(page.contains("href=\"https://id.test/in\"") && page.contains("Sign in at id.test"), "{page}");
+
+    // What is not taken opens nothing, says why, and stands nowhere on the page.
+    let stranger = Key::new("ec", Algorithm::ES256).sign(&claims(Uuid::new_v4(), json!({})));
+    for bad in ["", "sps_nothing", stranger.as_str(), &"x".repeat(9_000)] {
+        let refused = come(bad).await;
+        let (status, cookie) = (refused.status(), refused.headers().contains_key("set-cookie"));
+        assert!(status.is_client_error() && !cookie, "{bad}: {status}");
+        let said = refused.text().await.unwrap();
+        assert!(said.contains("nothing was") || said.contains("Nothing was"), "{bad}: {said}");
+        assert!(bad.len() < 20 || !said.contains(bad), "it is not shown again");
+    }
+    assert_eq!(people(&test).await, 0);
+    let cross = pages.post(at("/sign-in/elsewhere")).header("sec-fetch-site", "cross-site");
+    let token = key.sign(&claims(Uuid::new_v4(), json!({})));
+    let cross = cross.form(&[("access_token", token.as_str())]).send().await.unwrap();
+    assert_eq!(cross.status(), StatusCode::FORBIDDEN, "no other site signs anybody in");
+
+    // An operator's own account, too, comes in as a customer.
+    let operator = test.person(Role::Operator).await;
+    let token = key.sign(&claims(operator.id.0, json!({})));
+    let opened = come(&token).await;
+    assert_eq!(
+        (opened.status(), opened.headers()["location"].to_str().unwrap()),
+        (StatusCode::SEE_OTHER, "/seedbox/money")
+    );
+    let cookie = opened.headers()["set-cookie"].to_str().unwrap().split(';').next().unwrap().to_owned();
+    let get = async |path: &str| pages.get(at(path)).header("cookie", &cookie).send().await.unwrap();
+    let post = async |path: &str, form: &[(&str, &str)]| {
+        pages.post(at(path)).header("cookie", &cookie).form(form).send().await.unwrap()
+    };
+    assert_eq!(get("/seedbox/money").await.status(), StatusCode::OK);
+    assert_eq!(get("/operator").await.status(), StatusCode::NOT_FOUND);
+    let account_page = get("/seedbox/account").await.text().await.unwrap();
+    assert!(account_page.contains("id.test") && !account_page.contains("/seedbox/account/password"), "{account_page}");
+    let password = [("current", "a long enough password"), ("new", "another long password")];
+    for (path, form) in [
+        ("/seedbox/account/password", &password[..]),
+        ("/seedbox/account/second-factor", &[("form_id", "0199f000-0000-7000-8000-000000000001")]),
+        ("/seedbox/account/second-factor/confirm", &[("code", "123456")]),
+        ("/seedbox/account/second-factor/remove", &[("password", "a long enough password"), ("code", "123456")]),
+    ] {
+        let refused = post(path, form).await;
+        assert_eq!(refused.status(), StatusCode::FORBIDDEN, "{path}");
+    }
+    // As a bearer it is what it is on pages.
+    let bearer = cookie.split_once('=').unwrap().1;
+    let as_person = Person { id: operator.id, token: bearer.to_owned() };
+    let (status, _) = test.call(Some(&as_person), Method::GET, "/api/operator/alerts", None).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    let change = json!({ "current_password": "a long enough password", "new_password": "another long password" });
+    let (status, _) = test.call(Some(&as_person), Method::POST, "/api/auth/password", Some(change)).await;
+    assert!(status.is_client_error(), "{status}");
+    let until: jiff::Timestamp = {
+        let sessions = test.get(&as_person, "/api/auth/sessions").await;
+        let own = sessions.as_array().unwrap().iter().find(|one| one["current"] == true).unwrap().clone();
+        own["expires_at"].as_str().unwrap().parse().unwrap()
+    };
+    let lasts = until.duration_since(test.app.now().0).as_hours();
+    assert!((11..=12).contains(&lasts), "{lasts} hours");
+    assert_eq!(post("/sign-out", &[]).await.status(), StatusCode::SEE_OTHER);
+    assert_eq!(get("/seedbox/money").await.status(), StatusCode::SEE_OTHER, "it ended");
+}
+
+/// What stands after the `#` of an address is put in by the page, and signs nobody in by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_browser_brings_a_token_after_the_hash() {
+    let key = Key::new("ec", Algorithm::ES256);
+    let server = KeyServer::start(&[&key]).await;
+    let test = server.application(|_| {}).await;
+    let token = key.sign(&claims(Uuid::new_v4(), json!({ "email": "somebody@example.org" })));
+    let mut browser = crate::browser::Browser::open(&test.base, "elsewhere").await;
+    browser.go("/sign-in").await;
+    browser.press("Sign in at id.test").await;
+    browser.until("With an account of").await;
+    browser.looked_at("token").await;
+    browser.go("/trial/inbox").await;
+    browser.go(&format!("/sign-in/elsewhere#access_token={token}&token_type=bearer")).await;
+    browser.until("You are signed in there as somebody@example.org").await;
+    assert_eq!(browser.path().await, "/sign-in/elsewhere");
+    assert_eq!(people(&test).await, 0, "a link makes nobody and signs nobody in");
+    browser.looked_at("come").await;
+    browser.find("main button").await.click().await.unwrap();
+    browser.until("You have no box yet").await;
+    browser.go("/seedbox/account").await;
+    browser.until("You come with a sign-in of id.test").await;
+    browser.looked_at("account").await;
+    browser.close().await;
+}
