@@ -39,6 +39,10 @@ const MAX_TRIES: i32 = 12;
 pub async fn operate(app: &App, id: AttemptId) -> Result<Next, StepError> {
     let Some(attempt) = operations::find(&app.pool, id).await? else { return Ok(Next::Done) };
     if !attempt.is_open() {
+        if attempt.operation == Operation::RotateCredentials {
+            // Asked once more: whoever carried it out may have died before the old password was destroyed.
+            rotate::destroy_spent_passwords(app, attempt.resource_id).await?;
+        }
         return Ok(Next::Done);
     }
     let Some(resource) = repository::resource(&app.pool, attempt.resource_id).await? else { return Ok(Next::Done) };

@@ -5,7 +5,9 @@ use serde_json::json;
 
 use super::{Next, Step, StepError};
 use crate::{
+    app::App,
     audit::events::{self, Event, Subject},
+    ids::ResourceId,
     mailer::{self, templates},
     seedbox::{
         Status,
@@ -28,7 +30,6 @@ impl Step<'_> {
             return self.after_error(tries, &error).await;
         }
         let now = self.app.now();
-        let old = self.resource.secret_ref.clone();
         let secret_ref = self.app.secrets.reference(&self.secret_path());
         let mut tx = self.app.pool.begin().await?;
         repository::set_secret_in(&mut tx, &mut self.resource, &secret_ref).await?;
@@ -42,9 +43,25 @@ impl Step<'_> {
         operations::finish_in(&mut tx, self.attempt.id, Outcome::Done, None, now).await?;
         mailer::notify_in(&mut tx, templates::credentials_rotated(&self.resource), now).await?;
         tx.commit().await?;
-        if let Some(old) = old.filter(|old| *old != secret_ref) {
-            self.app.secrets.destroy_reference(&old).await?;
-        }
+        destroy_spent_passwords(self.app, self.resource.id).await?;
         Ok(Next::Done)
     }
+}
+
+/// Destroys the passwords of a box that open nothing any more: all but its present one, and those of operations that are open.
+pub(super) async fn destroy_spent_passwords(app: &App, id: ResourceId) -> Result<(), StepError> {
+    // Listed first: what belongs to an operation that ends meanwhile is the present one when the box is read.
+    let kept = app.secrets.list(&format!("resource/{id}")).await?;
+    let open = operations::open_of(&app.pool, id).await?;
+    let resource = repository::resource(&app.pool, id).await?;
+    let Some(present) = resource.and_then(|resource| resource.secret_ref) else { return Ok(()) };
+    let present = app.secrets.resolve(&present)?;
+    for path in kept {
+        let name = path.to_string();
+        let Some((_, attempt)) = name.rsplit_once("/password-") else { continue };
+        if path != present && open.iter().all(|one| one.id.to_string() != attempt) {
+            app.secrets.delete(&path).await?;
+        }
+    }
+    Ok(())
 }
