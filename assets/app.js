@@ -23,6 +23,23 @@
     }
   });
 
+  // A page that was left is kept for the way back, with its stream of updates, and a browser has six connections for a host:
+  // it lets go of its stream, and is loaded anew when somebody comes back to it.
+  const streams = new Set();
+  if (window.htmx) {
+    htmx.createEventSource = (url) => {
+      const stream = new EventSource(url, { withCredentials: true });
+      streams.add(stream);
+      return stream;
+    };
+  }
+  addEventListener("pagehide", () => {
+    for (const stream of streams) stream.close();
+  });
+  addEventListener("pageshow", (event) => {
+    if (event.persisted) location.reload();
+  });
+
   // Whoever comes from another issuer has their token after the `#`, which no server sees; it leaves the address at once.
   const bearer = document.querySelector("[data-token]");
   const token = bearer && new URLSearchParams(location.hash.slice(1)).get("access_token");

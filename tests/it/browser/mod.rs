@@ -137,7 +137,10 @@ impl Browser {
     }
 
     pub async fn go(&self, path: &str) {
+        let started = Instant::now();
         self.client.goto(&format!("{}{path}", self.base)).await.unwrap();
+        // Browsers have six connections for a host: pages that were left and hold theirs keep the seventh waiting.
+        assert!(started.elapsed() < Duration::from_secs(20), "{path} came after {:?}", started.elapsed());
     }
 
     pub async fn path(&self) -> String {
@@ -266,6 +269,7 @@ impl Browser {
     /// Keeps a picture of the whole page.
     async fn shoot(&self, mut how: Value, file: &str) {
         how["captureBeyondViewport"] = json!(true);
+        how["optimizeForSpeed"] = json!(true);
         let shot = self.devtools("Page.captureScreenshot", how).await;
         let data = shot["data"].as_str().unwrap_or_default();
         let bytes = base64::Engine::decode(&base64::prelude::BASE64_STANDARD, data).unwrap();
