@@ -39,6 +39,15 @@ struct Unresolved {
     at: When,
 }
 
+/// A payout that is decided and not sent.
+struct PayoutCard {
+    payout: Payout,
+    email: String,
+    at: When,
+    /// What is taken from which payment.
+    lots: Vec<(Usd, String)>,
+}
+
 #[derive(Template)]
 #[template(path = "operator/payments.html")]
 struct PaymentsPage {
@@ -47,7 +56,7 @@ struct PaymentsPage {
     said: Option<Said>,
     may_act: bool,
     unresolved: Vec<Unresolved>,
-    payouts: Vec<(Payout, String, When)>,
+    payouts: Vec<PayoutCard>,
 }
 
 async fn payments_page(app: &App, person: &Person, said: Option<Said>) -> Result<PaymentsPage, Problem> {
@@ -64,7 +73,12 @@ async fn payments_page(app: &App, person: &Person, said: Option<Said>) -> Result
     let mut payouts = Vec::new();
     for payout in adjustments::open_payouts(&app.pool).await? {
         let at = When(payout.created_at);
-        payouts.push((payout.clone(), email(payout.user_id).await?, at));
+        let lot = |lot: &serde_json::Value| {
+            let amount = Usd::from_cents(lot["amount_cents"].as_i64().unwrap_or_default());
+            (amount, lot["payment"].as_str().unwrap_or_default().to_owned())
+        };
+        let lots = payout.lots.as_array().into_iter().flatten().map(lot).collect();
+        payouts.push(PayoutCard { email: email(payout.user_id).await?, at, lots, payout });
     }
     Ok(PaymentsPage {
         shell: shell(app, person, "Payments"),
