@@ -496,5 +496,10 @@ async fn a_browser_brings_a_token_after_the_hash() {
     browser.find("main button").await.click().await.unwrap();
     browser.until("You come with a sign-in of id.test").await;
     browser.looked_at("account").await;
+    browser.go("/seedbox").await;
+    browser.until("You have no box yet").await;
+    // Long enough for a stream that ends by itself to be seen.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    browser.looked_at("home").await;
     browser.close().await;
 }

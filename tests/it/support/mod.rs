@@ -331,10 +331,12 @@ impl TestApp {
     pub async fn served_again(self) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
-        let routes = router::router(self.app.clone(), None);
+        // The one before stops with its own: pages of this one go on keeping themselves up to date.
+        let (stop, stopping) = watch::channel(false);
+        let app = App { stopping, ..self.app.clone() };
+        let routes = router::router(app.clone(), None);
         tokio::spawn(async move { axum::serve(listener, routes).await });
-        let (stop, _) = watch::channel(false);
-        TestApp { app: self.app.clone(), world: self.world.clone(), base, http: self.http.clone(), stop }
+        TestApp { app, world: self.world.clone(), base, http: self.http.clone(), stop }
     }
 
     pub async fn call(
