@@ -454,19 +454,29 @@ impl SecretStore for Closed {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn killed_before_the_secrets_of_an_ended_box_are_destroyed_they_are_destroyed_later() {
+/// An active box, its buyer and its path, in a copy without workers.
+async fn box_without_workers() -> (TestApp, Person, String) {
     let world = World::new().await;
     let worker = world.start(true).await;
     let buyer = worker.customer().await;
     let path = format!("/api/seedbox/resources/{}", worker.active_box(&buyer, 1500).await);
     drop(worker);
-    let test = world.start(false).await;
-    test.post(&buyer, &format!("{path}/terminate"), json!({ "confirm_label": "Small" })).await;
+    (world.start(false).await, buyer, path)
+}
+
+/// Runs the jobs that are due in a worker that dies where a secret would be destroyed.
+async fn die_before_anything_is_destroyed(test: &TestApp) {
     let closed = App { secrets: Arc::new(Closed(Arc::clone(&test.app.secrets))), ..test.app.clone() };
     let worker = workers::single(&closed).await.unwrap();
     let killed = tokio::time::timeout(Duration::from_secs(2), worker.run_once()).await;
     assert!(killed.is_err(), "it waits for the store");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_before_the_secrets_of_an_ended_box_are_destroyed_they_are_destroyed_later() {
+    let (test, buyer, path) = box_without_workers().await;
+    test.post(&buyer, &format!("{path}/terminate"), json!({ "confirm_label": "Small" })).await;
+    die_before_anything_is_destroyed(&test).await;
     assert_eq!(kept_secrets(&test, &path).await.len(), 1);
     workers::release_all_claims(&test.app).await.unwrap();
     workers::single(&test.app).await.unwrap().run_once().await.unwrap();
@@ -476,18 +486,10 @@ async fn killed_before_the_secrets_of_an_ended_box_are_destroyed_they_are_destro
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_before_an_old_password_is_destroyed_it_is_destroyed_later() {
-    let world = World::new().await;
-    let worker = world.start(true).await;
-    let buyer = worker.customer().await;
-    let path = format!("/api/seedbox/resources/{}", worker.active_box(&buyer, 1500).await);
-    drop(worker);
-    let test = world.start(false).await;
+    let (test, buyer, path) = box_without_workers().await;
     let before = kept_secrets(&test, &path).await;
     test.post(&buyer, &format!("{path}/rotate-credentials"), json!({})).await;
-    let closed = App { secrets: Arc::new(Closed(Arc::clone(&test.app.secrets))), ..test.app.clone() };
-    let worker = workers::single(&closed).await.unwrap();
-    let killed = tokio::time::timeout(Duration::from_secs(2), worker.run_once()).await;
-    assert!(killed.is_err(), "it waits for the store");
+    die_before_anything_is_destroyed(&test).await;
     assert_eq!(kept_secrets(&test, &path).await.len(), 2, "the old one and the new one");
     workers::release_all_claims(&test.app).await.unwrap();
     workers::single(&test.app).await.unwrap().run_once().await.unwrap();
